@@ -1,0 +1,1 @@
+"""Vision-language checkpoints, prompts and engines; knows nothing of HTTP servers or pages."""

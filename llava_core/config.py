@@ -1,0 +1,66 @@
+"""Every limit and every wait, named and with its default; the command-line flags change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may be, checked before its pixels are decoded. Sizes in bytes and pixels."""
+
+    max_bytes: int = 20 * 1024 * 1024
+    max_pixels: int = 40_000_000
+    max_side_ratio: float = 100.0
+    max_images: int = 16
+    """In one request, over all its turns."""
+    decode_timeout_s: float = 20.0
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts from which http(s) images may be fetched; none by default."""
+    fetch_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What one request may be before an engine sees it."""
+
+    max_body_bytes: int = 64 * 1024 * 1024
+    max_text_chars: int = 400_000
+    max_messages: int = 1_000
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What one engine takes on."""
+
+    max_running: int = 8
+    max_waiting: int = 64
+    max_answer_tokens: int = 4096
+    max_wait_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class WorkerTimings:
+    """Control-plane waits, in seconds. A worker is gone when it was silent for `lease_s`."""
+
+    heartbeat_s: float = 2.0
+    lease_s: float = 8.0
+    control_timeout_s: float = 5.0
+    register_backoff_first_s: float = 0.2
+    register_backoff_most_s: float = 5.0
+    drain_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class ClientTimings:
+    """How long a caller waits, in seconds, and how often it tries elsewhere before the first token."""
+
+    connect_s: float = 3.0
+    first_token_s: float = 300.0
+    between_tokens_s: float = 60.0
+    attempts: int = 3
+
+
+CONTROLLER_PORT = 21001
+WORKER_PORT = 21002
+PAGE_PORT = 7860

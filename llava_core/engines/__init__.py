@@ -1,0 +1,1 @@
+"""Engines turn a request into a stream of chunks; one file or folder each."""

@@ -1,0 +1,210 @@
+"""The shared words: messages of text and image parts, a request, the chunks that answer it.
+
+All records are frozen. A `Request` is complete and checked when it exists: building one with a wrong value
+raises `BadRequest`, so engines never meet NaN temperatures or empty chats.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llava_core.errors import BadRequest
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+DEFAULT_TEMPERATURE = 0.2
+DEFAULT_TOP_P = 0.7
+DEFAULT_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Text exactly as a person or model wrote it; it is never parsed for special tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """One picture by URL: a `data:` URL (the usual case) or http(s), which only a worker told to may fetch."""
+
+    url: str
+
+
+Part = TextPart | ImagePart
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; images may stand anywhere among its parts, in any number."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        return tuple(part for part in self.parts if isinstance(part, ImagePart))
+
+
+def user(*parts: str | Part) -> Message:
+    """`user(image, "What is this?")`: bare strings become text parts."""
+    return Message("user", _parts(parts))
+
+
+def assistant(*parts: str | Part) -> Message:
+    return Message("assistant", _parts(parts))
+
+
+def system(*parts: str | Part) -> Message:
+    return Message("system", _parts(parts))
+
+
+def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
+    return tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn and when to stop. `temperature` 0 is greedy; `top_k` 0 is off.
+
+    `max_tokens` None means as many as the context leaves, at most the engine's own limit. `logprobs` is the
+    number of alternatives to report beside each token's own log-probability, None for no report.
+    Raises BadRequest for a value out of range, NaN and infinity among them.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = DEFAULT_TEMPERATURE
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _within("max_tokens", self.max_tokens, 1, 1 << 20)
+        _within("temperature", self.temperature, 0.0, 2.0)
+        _within("top_p", self.top_p, 0.0, 1.0)
+        _within("top_k", self.top_k, 0, 1 << 20)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        _within("min_tokens", self.min_tokens, 0, self.max_tokens or 1 << 20)
+        _within("logprobs", self.logprobs, 0, 20)
+        for bias in self.logit_bias.values():
+            _within("logit_bias", bias, -100.0, 100.0)
+        if len(self.stop) > 16 or any(not text or len(text) > 256 for text in self.stop):
+            raise BadRequest("stop takes at most 16 strings of 1 to 256 characters each", param="stop")
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
+        raise BadRequest(f"{name} must be between {low:g} and {high:g}, not {value}", param=name)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer wanted from one model.
+
+    `continue_final` asks to go on with the last message, which must be an assistant's, instead of opening a new
+    turn. `owner` separates callers for fairness and caching (a session or key; never shown to anyone).
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    continue_final: bool = False
+    owner: str = ""
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise BadRequest("messages is empty; send at least one user message", param="messages")
+        last = self.messages[-1].role
+        if self.continue_final and last != "assistant":
+            raise BadRequest("continue_final_message needs an assistant message at the end", param="messages")
+        if not self.continue_final and last != "user":
+            raise BadRequest(f"the last message must be the user's, not the {last}'s", param="messages")
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        return tuple(image for message in self.messages for image in message.images)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one answer. `prompt_tokens` is the prefill length, image tokens included;
+    `cached_tokens` of those did not have to be computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    image_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated token with its log-probability and the likeliest alternatives, likeliest first."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is new since the chunk before: some text, or the end.
+
+    A stream is any number of chunks without `finish_reason`, then exactly one with it, which also carries the
+    `usage`. A stream that ends otherwise has failed.
+    """
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a person may want to know of a served model. `note` is shown beside its name (say, that the weights
+    are random); `template` and `template_reason` tell which prompt format is used and why."""
+
+    name: str
+    engine: str
+    context_length: int
+    accepts_images: bool = True
+    device: str = "cpu"
+    dtype: str = "float32"
+    template: str = ""
+    template_reason: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """How busy an engine is, for the controller's choice and for people."""
+
+    running: int = 0
+    waiting: int = 0
+    capacity: int = 1
+    """Requests that run at once at full speed; more than this wait."""

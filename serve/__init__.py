@@ -1,0 +1,1 @@
+"""Controller, workers, gateway, page and command line around the engines of `llava_core`."""
