@@ -15,7 +15,7 @@ from typing import Literal
 from llava_core.errors import BadRequest
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 
 DEFAULT_TEMPERATURE = 0.2
 DEFAULT_TOP_P = 0.7

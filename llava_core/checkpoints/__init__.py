@@ -1,0 +1,1 @@
+"""Checkpoints: recognise what a folder holds, load it into transformers' classes, describe and convert it."""
