@@ -14,6 +14,10 @@ class ImageLimits:
     max_side_ratio: float = 100.0
     max_images: int = 16
     """In one request, over all its turns."""
+    kept_pixels: int = 16_777_216
+    """A larger picture is scaled down to this once decoded; no model looks at more."""
+    max_total_pixels: int = 160_000_000
+    """Of all pictures of one request together, as kept."""
     decode_timeout_s: float = 20.0
     allow_hosts: tuple[str, ...] = ()
     """Hosts from which http(s) images may be fetched; none by default."""

@@ -35,7 +35,7 @@ def load_engine(kind: str, options: EngineOptions) -> Engine:
     if kind == "echo":
         from llava_core.engines.echo import EchoEngine
 
-        return EchoEngine(options.model_name or "echo", images=options.images)
+        return EchoEngine(options.model_name or "echo", images=options.images, limits=options.limits)
     if kind == "transformers":
         from llava_core.engines.transformers.engine import load_transformers_engine
 
