@@ -44,6 +44,25 @@ class EngineLimits:
 
 
 @dataclass(frozen=True)
+class BatchLimits:
+    """How an engine that runs the model itself shares one device between requests. None lets it choose by device."""
+
+    step_tokens: int | None = None
+    """New tokens in one forward pass; a longer prompt is prefilled in several, so that running answers go on."""
+    kv_bytes: int | None = None
+    """Memory for the keys and values of running and parked chats; half of what is free after loading."""
+    feature_bytes: int = 512 * 1024 * 1024
+    """Memory for encoded pictures."""
+    share_between_owners: bool = False
+    """Whether one person's prefilled prompt may speed up another's; timing could then tell who asked what."""
+    threads: int | None = None
+    """Threads of the model on a CPU; the physical cores."""
+    prepare_workers: int = 2
+    """Threads that render prompts and preprocess pictures."""
+    stop_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True)
 class WorkerTimings:
     """Control-plane waits, in seconds. A worker is gone when it was silent for `lease_s`."""
 

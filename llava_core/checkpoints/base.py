@@ -80,7 +80,9 @@ class LoadedCheckpoint(Protocol):
         ...
 
     def encode(self, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
-        """Projected features of each picture, `(tokens, hidden)` on the model's device and dtype."""
+        """Projected features of each picture, `(tokens, hidden)` on the model's device and dtype. Where further
+        features are added after the first layers (Qwen3-VL's DeepStack), their columns follow: `(tokens, hidden * (1
+        + layers))`."""
         ...
 
     def positions(self, prompt: Prompt) -> torch.Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llava_core.config import EngineLimits, ImageLimits
+from llava_core.config import BatchLimits, EngineLimits, ImageLimits
 from llava_core.engines.base import Engine
 from llava_core.errors import BadRequest
 
@@ -25,6 +25,7 @@ class EngineOptions:
     conv_template: str | None = None
     limits: EngineLimits = field(default_factory=EngineLimits)
     images: ImageLimits = field(default_factory=ImageLimits)
+    batch: BatchLimits = field(default_factory=BatchLimits)
 
 
 def load_engine(kind: str, options: EngineOptions) -> Engine:
