@@ -16,12 +16,17 @@ class ImageLimits:
     """In one request, over all its turns."""
     kept_pixels: int = 16_777_216
     """A larger picture is scaled down to this once decoded; no model looks at more."""
-    max_total_pixels: int = 160_000_000
-    """Of all pictures of one request together, as kept."""
+    kept_pixels_in_all: int = 67_108_864
+    """Of one request: where five or more pictures stand together, each is kept a little smaller."""
+    decode_processes: int = 2
+    decode_memory_bytes: int = 1 << 30
+    """Address space of one decoding process."""
     decode_timeout_s: float = 20.0
     allow_hosts: tuple[str, ...] = ()
     """Hosts from which http(s) images may be fetched; none by default."""
     fetch_timeout_s: float = 10.0
+    """For the whole of one fetch, redirects included."""
+    max_redirects: int = 3
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,12 @@ class ClientTimings:
     """How long a caller waits, in seconds, and how often it tries elsewhere before the first token."""
 
     connect_s: float = 3.0
+    control_s: float = 5.0
+    """For the controller's answer to which worker, and to what is served."""
     first_token_s: float = 300.0
     between_tokens_s: float = 60.0
+    check_s: float = 2.0
+    """Silent for this long, a worker is asked after at the controller."""
     attempts: int = 3
 
 

@@ -6,20 +6,21 @@ which does so in a process of its own.
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
-import warnings
 
-from PIL import ExifTags, Image
+# WebP's plugin is imported for its registration: Pillow would import every plugin it has to find it.
+from PIL import ExifTags, Image, WebPImagePlugin  # noqa: F401 # pyright: ignore[reportUnusedImport]
 
 from llava_core.config import ImageLimits
 from llava_core.errors import BadImage
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""What browsers show and cameras write. Everything else stays out on purpose: each further decoder in Pillow is
-old C code that hostile bytes can reach (TIFF, JPEG 2000, PSD, FITS, EPS run external or rarely tested parsers)."""
+"""What browsers show and cameras write (JPEG brings phones' multi-picture files along). The rest stays out on
+purpose: every further decoder in Pillow is code that hostile bytes can reach, and most of its advisories are about
+formats nobody pastes into a chat (TIFF, JPEG 2000, PSD, FITS, EPS)."""
 
-_ACCEPTED = "PNG, JPEG, WebP, GIF or BMP"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,26 +33,25 @@ _TURNS = {
 _STRIP_PIXELS = 4_000_000
 
 
-def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """The picture upright, opaque on white and in RGB, its first frame if it moves. Raises BadImage."""
+def decode_image(data: bytes, limits: ImageLimits, *, kept_pixels: int | None = None) -> Image.Image:
+    """The picture upright, opaque on white and in RGB, its first frame if it moves; scaled down to `kept_pixels`
+    (the limits' own by default) if it has more. Raises BadImage."""
     if len(data) > limits.max_bytes:
         raise too_many_bytes(len(data), limits)
     picture = _open(data, limits)
     check_size(picture.size, limits)
     try:
-        with picture, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with picture:
             picture.load()
-            orientation = _orientation(picture)
             flat = _flattened(picture)
+        flat = _scaled(flat, limits.kept_pixels if kept_pixels is None else kept_pixels)
+        turn = _TURNS.get(_orientation(picture))
+        return flat if turn is None else flat.transpose(turn)
     except MemoryError as cause:
-        raise BadImage("this picture needs more memory to decode than there is; scale it down") from cause
+        raise _memory() from cause
     except Exception as cause:
         # Pillow's decoders raise anything from OSError to struct.error, IndexError and SyntaxError.
         raise _damaged(picture.format or "picture") from cause
-    flat = _scaled(flat, limits)
-    turn = _TURNS.get(orientation)
-    return flat if turn is None else flat.transpose(turn)
 
 
 def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -97,8 +97,11 @@ def content_name(data: bytes) -> str:
         return "an XML file"
     if not data:
         return "nothing at all"
-    printable = sum(byte >= 32 or byte in b"\t\r\n" for byte in data[:1024])
-    return "text" if printable == len(data[:1024]) else "data of an unknown kind"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(data[:1024])
+    except UnicodeDecodeError:
+        return "data of an unknown kind"
+    return "text" if all(char.isprintable() or char in "\t\r\n" for char in text) else "data of an unknown kind"
 
 
 _MAGIC = (
@@ -132,22 +135,23 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header only; Pillow decodes no pixels here."""
     name = content_name(data)
     if name not in _DECODABLE:
-        advice = "send a PNG, JPEG, WebP, GIF or BMP"
-        raise BadImage(f"this is no picture that can be read: it holds {name}; {advice}")
+        raise BadImage(f"this is {name}, not a picture that can be read; send a PNG, JPEG, WebP, GIF or BMP")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on and raises at twice that; our own limit follows at once.
-            warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as cause:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as cause:
+        # Pillow's own, higher limit; the warning arrives as an error where a program asks for that.
         raise BadImage(
             f"this picture has more than {_megapixels(limits.max_pixels)} megapixels, the limit; "
             "scale it down and send it again"
         ) from cause
     except MemoryError as cause:
-        raise BadImage("this picture needs more memory to decode than there is; scale it down") from cause
+        raise _memory() from cause
     except Exception as cause:
         raise _damaged(name.split()[-1]) from cause
+
+
+def _memory() -> BadImage:
+    return BadImage("this picture needs more memory to decode than it may have; scale it down and send it again")
 
 
 def _damaged(kind: str) -> BadImage:
@@ -164,59 +168,37 @@ def _orientation(picture: Image.Image) -> int:
 
 def _flattened(picture: Image.Image) -> Image.Image:
     """RGB, with whatever shows through on white."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        picture = _eight_bit(picture)
+    if picture.mode.startswith("I"):
+        return _eight_bit(picture)
     if not picture.has_transparency_data:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     # In strips, because a whole RGBA copy beside its RGB result would be the largest thing in memory.
     flat = Image.new("RGB", picture.size, "white")
     rows = max(1, _STRIP_PIXELS // picture.width)
     for top in range(0, picture.height, rows):
-        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
-        strip = strip.convert("RGBA")
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height))).convert("RGBA")
         flat.paste(strip.convert("RGB"), (0, top), strip.getchannel("A"))
     return flat
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Greys of more than eight bits to "L"; Pillow's own conversion clips instead of scaling.
-
-    Sixteen bits are scaled by their full range, so that a dark picture stays dark. "I" and "F" do not say their
-    range: it is taken from the largest value.
-    """
-    transparency = picture.info.get("transparency")
-    wide = picture.convert("I") if picture.mode.startswith("I;16") else picture
-    low, high = _extrema(wide)
-    if picture.mode == "F" and high <= 1:
-        top = 1.0
-    elif picture.mode.startswith("I;16") or 255 < high <= 65535:
-        top = 65535.0
-    else:
-        top = max(high, 255.0)
-    del low
-    scale = 255.0 / top
-    grey = wide.point(lambda value: value * scale + 0).convert("L")
-    if isinstance(transparency, int):
-        mask = wide.point(lambda value: value - transparency)
-        return Image.merge("LA", (grey, mask.convert("L").point(lambda value: 255 if value else 0)))
-    return grey
+    """Greys of sixteen bits scaled by their full range, so that a dark picture stays dark; Pillow's own
+    conversion would clip them."""
+    wide = picture.convert("I")
+    grey = wide.point([round(value / 257) for value in range(65536)], "L")
+    clear = picture.info.get("transparency")
+    if isinstance(clear, int):
+        grey.paste(255, mask=wide.point([255 * (value == clear) for value in range(65536)], "L"))
+    return grey.convert("RGB")
 
 
-def _extrema(picture: Image.Image) -> tuple[float, float]:
-    low, high = picture.getextrema()
-    assert isinstance(low, int | float)
-    assert isinstance(high, int | float)
-    return (float(low), float(high)) if math.isfinite(high) else (0.0, 255.0)
-
-
-def _scaled(picture: Image.Image, limits: ImageLimits) -> Image.Image:
-    """No larger than what is kept; no model looks at more, and sixteen such pictures must fit into memory."""
+def _scaled(picture: Image.Image, most: int) -> Image.Image:
     pixels = picture.width * picture.height
-    if pixels <= limits.kept_pixels:
+    if pixels <= most:
         return picture
-    factor = math.sqrt(limits.kept_pixels / pixels)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    factor = math.sqrt(most / pixels)
+    size = (max(1, int(picture.width * factor)), max(1, int(picture.height * factor)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _megapixels(pixels: int) -> str:

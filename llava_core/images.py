@@ -1,4 +1,4 @@
-"""Image parts of a request to safe RGB pictures: data URLs read, limits held, decoding off the event loop."""
+"""Image parts of a request to safe RGB pictures: data URLs read, limits held, decoding outside this process."""
 
 from __future__ import annotations
 
@@ -6,36 +6,51 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
 from llava_core.config import ImageLimits
-from llava_core.errors import BadImage, LlavaError
+from llava_core.errors import BadImage, EngineFailure
 from llava_core.image_decode import content_name, decode_image, too_many_bytes
+from llava_core.image_fetch import fetch_image
+from llava_core.image_process import DecoderProcesses
 from llava_core.types import ImagePart
 
 __all__ = ["ImageLoader", "content_name", "decode_image", "read_data_url", "read_image_file", "to_data_url"]
 
-_MIME = {"a PNG": "image/png", "a JPEG": "image/jpeg", "a WebP": "image/webp", "a GIF": "image/gif"}
+Fetch = Callable[[str, ImageLimits], Awaitable[bytes]]
+
+_MIME = {
+    "a PNG": "image/png",
+    "a JPEG": "image/jpeg",
+    "a WebP": "image/webp",
+    "a GIF": "image/gif",
+    "a BMP": "image/bmp",
+}
 
 
 def read_data_url(url: str, limits: ImageLimits) -> bytes:
     """The bytes inside a `data:` URL, base64 or percent-encoded. Raises BadImage; pixels are not looked at."""
     header, comma, body = url.partition(",")
-    if not header[:5].lower() == "data:" or not comma:
+    if header[:5].lower() != "data:" or not comma:
         raise BadImage("this image URL is no data: URL; send data:image/png;base64,... with the picture's bytes")
-    if len(body) > limits.max_bytes * 2:
-        # Base64 is a third longer than what it holds; do not spend memory to learn the exact size.
+    # An upper bound before any copy is made: three characters a byte where all of them are percent-encoded.
+    if len(body) > limits.max_bytes * 3 + 3:
         raise too_many_bytes(None, limits)
-    if not header.lower().rstrip().endswith(";base64"):
-        return unquote_to_bytes(body)
-    try:
-        return base64.b64decode(re.sub(r"\s+|%0[aAdD]", "", body), validate=True)
-    except (binascii.Error, ValueError) as cause:
-        raise BadImage("the base64 text of this picture's data: URL is not valid; encode its bytes again") from cause
+    data = unquote_to_bytes(body) if "%" in body else body.encode("utf-8", "replace")
+    if header.lower().replace(" ", "").endswith(";base64"):
+        data = re.sub(rb"\s+", b"", data).rstrip(b"=")
+        try:
+            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+        except binascii.Error as cause:
+            raise BadImage("the base64 text of this data: URL is not valid; encode the picture's bytes anew") from cause
+    if len(data) > limits.max_bytes:
+        raise too_many_bytes(len(data), limits)
+    return data
 
 
 def to_data_url(data: bytes) -> str:
@@ -50,35 +65,60 @@ def read_image_file(path: Path, limits: ImageLimits) -> bytes:
         with path.open("rb") as file:
             data = file.read(limits.max_bytes + 1)
     except OSError as cause:
-        raise BadImage(f"cannot read {path.name}: {cause.strerror or cause}") from cause
+        raise BadImage(f"cannot read {path.name}: {cause.strerror or cause}; check the name and try again") from cause
     if len(data) > limits.max_bytes:
         raise too_many_bytes(None, limits)
     return data
 
 
 class ImageLoader:
-    """Loads the pictures of requests for one engine."""
+    """Loads the pictures of requests for one engine; at most `decode_processes` of them at a time."""
 
-    def __init__(self, limits: ImageLimits) -> None:
+    def __init__(self, limits: ImageLimits, *, fetch: Fetch = fetch_image) -> None:
         self._limits = limits
+        self._fetch = fetch
+        self._decoders = DecoderProcesses(limits)
+        self._closed = False
+        self._threads = ThreadPoolExecutor(limits.decode_processes, thread_name_prefix="decode")
 
     async def load(self, images: Sequence[ImagePart]) -> list[Image.Image]:
-        """RGB pictures in the order given. Raises BadImage, naming which picture it was."""
+        """RGB pictures in the order given. Raises BadImage, saying which picture where there are several."""
         limits = self._limits
         if len(images) > limits.max_images:
             raise BadImage(
-                f"this chat has {len(images)} pictures; the limit is {limits.max_images}; leave some out or start anew"
+                f"this chat has {len(images)} pictures; the limit is {limits.max_images}; "
+                "leave some out or start a new chat",
+                param="messages",
             )
+        kept = min(limits.kept_pixels, limits.kept_pixels_in_all >> max(len(images) - 1, 0).bit_length())
         loaded: list[Image.Image] = []
+        # One after the other, so that a chat of many pictures takes one decoder from the others, not all.
         for number, image in enumerate(images, start=1):
             try:
-                data = await asyncio.to_thread(read_data_url, image.url, limits)
-                loaded.append(await asyncio.to_thread(decode_image, data, limits))
-            except LlavaError as error:
-                if len(images) > 1:
-                    raise BadImage(f"picture {number} of {len(images)}: {error.message}") from error
-                raise
+                loaded.append(await self._load(image.url, kept))
+            except BadImage as error:
+                which = f"picture {number} of {len(images)}: " if len(images) > 1 else ""
+                raise BadImage(which + error.message, param="messages") from error
         return loaded
 
     async def aclose(self) -> None:
-        """End what was started for decoding."""
+        """End the decoding processes; what is being decoded fails with EngineFailure, and so does a later `load`."""
+        self._closed = True
+        await asyncio.to_thread(self._decoders.close)
+        self._threads.shutdown(wait=False)
+
+    async def _load(self, url: str, kept: int) -> Image.Image:
+        scheme = url[:16].partition(":")[0].lower()
+        if scheme in ("http", "https"):
+            data = await self._fetch(url, self._limits)
+            return await self._in_thread(lambda: self._decoders.decode(data, kept_pixels=kept))
+        if scheme != "data":
+            raise BadImage("an image URL must start with data: (or http(s): for hosts this worker may fetch from)")
+        return await self._in_thread(
+            lambda: self._decoders.decode(read_data_url(url, self._limits), kept_pixels=kept),
+        )
+
+    async def _in_thread(self, job: Callable[[], Image.Image]) -> Image.Image:
+        if self._closed:
+            raise EngineFailure("this engine has been stopped; ask another worker")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, job)
