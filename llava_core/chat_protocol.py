@@ -1,0 +1,296 @@
+"""The OpenAI chat-completions request, both ways: a JSON body to a checked `Request`, and a `Request` to a body.
+
+Fields nobody here knows are ignored, as other servers do; a known field of a wrong type, or one that asks for
+what cannot be done (tools, several answers, guaranteed JSON), is a BadRequest that names it. Values that are
+absent or null take the defaults of `Sampling`, the same that the page starts with: temperature 0.2, not OpenAI's
+1.0, and as many tokens as the context leaves. Answers travel in `chat_events`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llava_core.config import RequestLimits
+from llava_core.errors import BadRequest
+from llava_core.types import ImagePart, Message, Part, Request, Role, Sampling, TextPart
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ChatCall:
+    """A request as it came over the wire, with the form its answer should take."""
+
+    request: Request
+    stream: bool
+    include_usage: bool
+
+
+def read_call(raw: bytes, *, limits: RequestLimits | None = None, request_id: str | None = None) -> ChatCall:
+    """The call in a request body. Slow for megabytes of image: run it in a thread. Raises BadRequest."""
+    limits = limits or RequestLimits()
+    fields = _fields(_json_object(raw, limits))
+    _refuse_what_cannot_be_done(fields)
+    messages = _messages(fields.messages, limits)
+    call_id: dict[str, str] = {} if request_id is None else {"id": request_id}
+    request = Request(
+        model=fields.model,
+        messages=messages,
+        sampling=_sampling(fields),
+        continue_final=bool(fields.continue_final_message),
+        owner=fields.user or "",
+        **call_id,
+    )
+    options = fields.stream_options
+    return ChatCall(request, bool(fields.stream), bool(options and options.include_usage))
+
+
+def write_call(request: Request, *, stream: bool = True) -> bytes:
+    """The body that `read_call` reads back as the same request (its id travels in a header)."""
+    sampling = request.sampling
+    body: Json = {
+        "model": request.model,
+        "messages": [write_message(message) for message in request.messages],
+        "stream": stream,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+    }
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    if request.continue_final:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    if request.owner:
+        body["user"] = request.owner
+    if sampling.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    # Other servers refuse fields they do not know, so what stands at its default is left out.
+    plain = Sampling()
+    for name in _SAME_NAME:
+        value = getattr(sampling, name)
+        if value != getattr(plain, name):
+            body[name] = list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value
+    try:
+        return pydantic_core.to_json(body)
+    except pydantic_core.PydanticSerializationError:
+        raise BadRequest("the chat holds half a surrogate pair, which is no text; remove it") from None
+
+
+def write_message(message: Message) -> Json:
+    """One message as OpenAI writes it: a bare string where it is all text, else a list of parts."""
+    if len(message.parts) == 1 and isinstance(message.parts[0], TextPart):
+        return {"role": message.role, "content": message.parts[0].text}
+    return {"role": message.role, "content": [_write_part(part) for part in message.parts]}
+
+
+def read_messages(messages: Sequence[Any], *, limits: RequestLimits | None = None) -> tuple[Message, ...]:
+    """Messages as OpenAI writes them, checked; the way back from `write_message`. Raises BadRequest."""
+    return _messages(messages, limits or RequestLimits())
+
+
+_SAME_NAME = (
+    "max_tokens",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "min_tokens",
+    "ignore_eos",
+)
+"""Fields called the same in `Sampling` and on the wire."""
+
+_ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+# Wider than any use, narrow enough that every later comparison and conversion is safe.
+_Int = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+    include_usage: bool | None = None
+
+
+class _Fields(BaseModel):
+    """The known fields by type; ranges are `Sampling`'s to check."""
+
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    messages: list[Any]
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: _Int | None = None
+    max_completion_tokens: _Int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: _Int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: _Int | None = None
+    stop: Any = None
+    stop_token_ids: list[_Int] | None = None
+    min_tokens: _Int | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    n: _Int | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    response_format: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+
+
+def _json_object(raw: bytes, limits: RequestLimits) -> Json:
+    # A body of nothing but brackets and commas becomes forty times its size in objects; images hold none of
+    # them and text only so many, so they are counted before anything is built.
+    marks = sum(raw.count(mark) for mark in (b",", b"[", b"{"))
+    if marks > limits.max_text_chars + 100 * limits.max_messages:
+        raise BadRequest(f"the body holds {marks} commas and brackets, more than any chat needs; shorten the chat")
+    try:
+        value: Any = pydantic_core.from_json(raw, allow_inf_nan=False, cache_strings=False)
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequest("the body must be a JSON object with model and messages")
+    return cast(Json, value)
+
+
+def _fields(body: Json) -> _Fields:
+    try:
+        return _Fields.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(step) for step in first["loc"])
+        if first["type"] == "missing":
+            raise BadRequest(f"{name} is missing", param=name) from None
+        raise BadRequest(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name) from None
+
+
+def _refuse_what_cannot_be_done(fields: _Fields) -> None:
+    if fields.n not in (None, 1):
+        raise BadRequest("n must be 1: one answer per request; send the request again for another", param="n")
+    if fields.top_logprobs is not None and not fields.logprobs:
+        raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    if (fields.tools and fields.tool_choice != "none") or fields.functions:
+        raise BadRequest("tools are not supported; leave tools and functions out", param="tools")
+    if fields.response_format not in (None, {"type": "text"}):
+        raise BadRequest("response_format can only be text; ask for JSON in words instead", param="response_format")
+    if fields.continue_final_message and fields.add_generation_prompt:
+        raise BadRequest(
+            "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"
+        )
+    if fields.add_generation_prompt is False and not fields.continue_final_message:
+        raise BadRequest(
+            "add_generation_prompt: false needs continue_final_message: true", param="add_generation_prompt"
+        )
+
+
+def _sampling(fields: _Fields) -> Sampling:
+    given: Json = {name: getattr(fields, name) for name in (*_SAME_NAME, "temperature", "top_p")}
+    if fields.max_completion_tokens is not None:
+        given["max_tokens"] = fields.max_completion_tokens
+    given["stop"] = _stop(fields.stop)
+    if fields.stop_token_ids is not None:
+        given["stop_token_ids"] = tuple(fields.stop_token_ids)
+    if fields.logit_bias is not None:
+        given["logit_bias"] = _logit_bias(fields.logit_bias)
+    if fields.logprobs:
+        given["logprobs"] = fields.top_logprobs or 0
+    return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def _stop(stop: Any) -> tuple[str, ...] | None:
+    if stop is None:
+        return None
+    texts: list[Any] = [stop] if isinstance(stop, str) else cast(list[Any], stop) if isinstance(stop, list) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRequest("stop must be a string or a list of strings", param="stop")
+    return tuple(texts)
+
+
+def _logit_bias(given: Mapping[str, float]) -> dict[int, float]:
+    if not all(token.isascii() and token.isdecimal() and len(token) < 10 for token in given):
+        raise BadRequest("logit_bias must map token ids, written as decimal numbers, to numbers", param="logit_bias")
+    return {int(token): bias for token, bias in given.items()}
+
+
+def _messages(given: Sequence[Any], limits: RequestLimits) -> tuple[Message, ...]:
+    if len(given) > limits.max_messages:
+        raise BadRequest(
+            f"the chat has {len(given)} messages, at most {limits.max_messages} are taken; drop the oldest",
+            param="messages",
+        )
+    messages = tuple(_message(message, f"messages[{at}]") for at, message in enumerate(given))
+    chars = sum(len(message.text) for message in messages)
+    if chars > limits.max_text_chars:
+        raise BadRequest(
+            f"the chat has {chars} characters of text, at most {limits.max_text_chars} are taken; shorten it",
+            param="messages",
+        )
+    return messages
+
+
+def _message(given: Any, where: str) -> Message:
+    fields = _object(given, where)
+    role = fields.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise BadRequest(f"{where}.role must be one of {', '.join(_ROLES)}, not {_shown(role)}", param=f"{where}.role")
+    content = fields.get("content")
+    if isinstance(content, str):
+        return Message(_ROLES[role], (TextPart(content),))
+    if not isinstance(content, list):
+        raise BadRequest(f"{where}.content must be a string or a list of parts", param=f"{where}.content")
+    parts = cast(list[Any], content)
+    return Message(_ROLES[role], tuple(_part(part, f"{where}.content[{at}]") for at, part in enumerate(parts)))
+
+
+def _part(given: Any, where: str) -> Part:
+    if isinstance(given, str):
+        return TextPart(given)
+    fields = _object(given, where)
+    kind = fields.get("type")
+    if kind == "text":
+        text = fields.get("text")
+        if not isinstance(text, str):
+            raise BadRequest(f"{where}.text must be a string", param=f"{where}.text")
+        return TextPart(text)
+    if kind == "image_url":
+        image = fields.get("image_url")
+        url: Any = cast(Json, image).get("url") if isinstance(image, dict) else image
+        if not isinstance(url, str) or not url:
+            raise BadRequest(f"{where}.image_url.url must be a string that is no empty one", param=f"{where}.image_url")
+        return ImagePart(url)
+    raise BadRequest(f"{where}.type must be text or image_url, not {_shown(kind)}", param=f"{where}.type")
+
+
+def _write_part(part: Part) -> Json:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    return {"type": "image_url", "image_url": {"url": part.url}}
+
+
+def _object(given: Any, where: str) -> Json:
+    if not isinstance(given, dict):
+        raise BadRequest(f"{where} must be an object", param=where)
+    return cast(Json, given)
+
+
+def _shown(value: Any) -> str:
+    """A stranger's value, short and harmless enough to stand in a sentence."""
+    return json.dumps(value)[:40] if isinstance(value, str | int | float | bool) or value is None else "that"

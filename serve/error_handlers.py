@@ -1,0 +1,76 @@
+"""Answers to what goes wrong on any route: OpenAI's error body with the class's name, and nothing about our insides."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from llava_core.errors import BadRequest, EngineFailure, LlavaError, Unauthorized
+from serve.http_errors import CLASS, status_of
+
+log = logging.getLogger(__name__)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error on every route an OpenAI error body: ours, a wrong path or method, a wrong field, a crash."""
+    app.add_exception_handler(LlavaError, _ours)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _wrong_field)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def error_response(error: LlavaError) -> Response:
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.to_body(), status_of(error), headers)
+
+
+async def _ours(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, LlavaError)
+    return error_response(error)
+
+
+async def _http(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    cls = CLASS.get(error.status_code, BadRequest if error.status_code < 500 else EngineFailure)
+    message = {
+        404: f"there is nothing at {request.method} {request.url.path[:200]}; chats go to POST /v1/chat/completions",
+        405: f"{request.url.path[:200]} does not take {request.method}",
+    }.get(error.status_code, str(error.detail))
+    body = cls(message).to_body()
+    if error.status_code == 404:
+        # The path is unknown here, which is not the same as a model that is.
+        body["error"]["code"] = "NotFound"
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _wrong_field(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = cast(Sequence[Mapping[str, Any]], error.errors())
+    first = errors[0]
+    name = ".".join(str(step) for step in first["loc"] if step != "body")
+    # The refused value is not repeated: it may be megabytes, or not even printable.
+    sentence = str(first["msg"])
+    wrong = BadRequest(f"{name}: {sentence[:1].lower()}{sentence[1:]}" if name else sentence, param=name or None)
+    return JSONResponse(wrong.to_body(), 422)
+
+
+async def _unforeseen(request: HttpRequest, error: Exception) -> Response:
+    request_id = request.scope.get("request_id")
+    log.error("request %s to %s failed", request_id, request.url.path[:200], exc_info=error)
+    failure = EngineFailure(
+        f"something broke in the server; its log tells more under {request_id}", request_id=request_id
+    )
+    return error_response(failure)
