@@ -1,0 +1,95 @@
+"""Who runs next: requests wait in turns between owners, and a step takes decodes first, then prefill chunks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+
+class Waiting(Protocol):
+    """What the queue needs to know of a request."""
+
+    owner: str
+
+
+class Running(Protocol):
+    """What a plan needs to know of a request."""
+
+    @property
+    def decoding(self) -> bool: ...
+
+    @property
+    def remaining(self) -> int: ...
+
+    def ready(self) -> int: ...
+
+
+R = TypeVar("R", bound=Running)
+W = TypeVar("W", bound=Waiting)
+
+
+@dataclass(frozen=True)
+class Share(Generic[R]):
+    """What one request gets of a step."""
+
+    sequence: R
+    count: int
+
+
+def plan(running: Seq[R], budget: int) -> list[Share[R]]:
+    """Each decoding request's token, then prefill chunks in the room that is left of `budget`.
+
+    Short remainders (a follow-up question) go before the long prompts that came earlier: they cost those almost
+    nothing. Long prompts go in the order they came.
+    """
+    shares = [Share(sequence, sequence.remaining) for sequence in running if sequence.decoding]
+    room = max(budget - sum(share.count for share in shares), 1)
+    prefilling = [sequence for sequence in running if not sequence.decoding]
+    short = [sequence for sequence in prefilling if sequence.remaining <= budget // 4]
+    for sequence in short + [sequence for sequence in prefilling if sequence not in short]:
+        count = min(sequence.ready(), room)
+        if count > 0:
+            shares.append(Share(sequence, count))
+            room -= count
+    return shares
+
+
+class FairQueue(Generic[W]):
+    """Waiting requests: owners take turns, each owner's own go in order."""
+
+    def __init__(self) -> None:
+        self._by_owner: OrderedDict[str, deque[W]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._by_owner.values())
+
+    def __iter__(self) -> Iterator[W]:
+        for queue in self._by_owner.values():
+            yield from queue
+
+    def push(self, item: W) -> None:
+        self._by_owner.setdefault(item.owner, deque()).append(item)
+
+    def peek(self) -> W | None:
+        """The next one; it stays until `pop`."""
+        return next(iter(self._by_owner.values()))[0] if self._by_owner else None
+
+    def pop(self) -> W:
+        """Take the next one; its owner goes to the end of the line."""
+        owner, queue = next(iter(self._by_owner.items()))
+        item = queue.popleft()
+        del self._by_owner[owner]
+        if queue:
+            self._by_owner[owner] = queue
+        return item
+
+    def take(self, leaves: Callable[[W], bool]) -> list[W]:
+        """Remove and return all for which `leaves` is true."""
+        taken = [item for item in self if leaves(item)]
+        if taken:
+            kept = [(owner, [item for item in queue if item not in taken]) for owner, queue in self._by_owner.items()]
+            self._by_owner = OrderedDict((owner, deque(queue)) for owner, queue in kept if queue)
+        return taken

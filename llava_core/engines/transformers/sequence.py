@@ -1,0 +1,133 @@
+"""One request on its way through the engine: its ids, how far they are computed, and what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from llava_core.types import FinishReason, Request, Usage
+
+if TYPE_CHECKING:
+    from llava_core.checkpoints.base import Prompt
+    from llava_core.engines.transformers.attention import Region
+    from llava_core.engines.transformers.detokenize import Detokenizer
+    from llava_core.engines.transformers.sampler import Draw
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Mutable, and after `submit` touched by the model thread only, except for `cancelled`."""
+
+    request: Request
+    prompt: Prompt
+    max_new: int
+    draw: Draw
+    detokenizer: Detokenizer
+    positions: torch.Tensor | None = None
+    """`(3, prompt)` for families whose rotary positions are no plain count."""
+    owner: str = ""
+    arrived: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+
+    ids: list[int] = field(default_factory=list[int])
+    """The prompt's ids, then the generated ones."""
+    computed: int = 0
+    """How many of `ids` have their keys and values in `region`."""
+    cached: int = 0
+    region: Region | None = None
+    features: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    """Features of the pictures that still have rows to prefill."""
+    finish: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.take_prompt(self.prompt, self.positions)
+
+    def take_prompt(self, prompt: Prompt, positions: torch.Tensor | None) -> None:
+        """Start from this prompt; allowed until something is computed."""
+        self.prompt = prompt
+        self.positions = positions
+        self.ids = list(prompt.ids)
+        self._next_position = len(prompt.ids) if positions is None else int(positions.max()) + 1
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt.ids)
+
+    @property
+    def generated(self) -> list[int]:
+        return self.ids[self.prompt_length :]
+
+    @property
+    def produced(self) -> int:
+        return len(self.ids) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """Ids that wait to be computed: one while decoding, more while prefilling."""
+        return len(self.ids) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        return self.computed >= self.prompt_length
+
+    @property
+    def reserve(self) -> int:
+        """Tokens of memory that it may need in the end; the last generated one is never computed."""
+        return self.prompt_length + self.max_new
+
+    def ready(self) -> int:
+        """How many waiting ids can be computed now: up to the first picture that is not encoded yet."""
+        for placed in self.prompt.images:
+            if placed.start + placed.image.tokens > self.computed and placed.image.key not in self.features:
+                return max(0, placed.start - self.computed)
+        return self.remaining
+
+    def positions_of(self, start: int, count: int) -> torch.Tensor:
+        """Position ids `(count,)`, or `(3, count)` where the family counts in three dimensions."""
+        length = self.prompt_length
+        if self.positions is None:
+            return torch.arange(start, start + count)
+        if start + count <= length:
+            return self.positions[:, start : start + count]
+        # Generated text goes on one by one after the largest position of the prompt, the same in all dimensions.
+        first = self._next_position + max(start, length) - length
+        tail = torch.arange(first, self._next_position + start + count - length).expand(3, -1)
+        return torch.cat((self.positions[:, start:length], tail), dim=1)
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_length,
+            completion_tokens=self.produced,
+            image_tokens=sum(placed.image.tokens for placed in self.prompt.images),
+            cached_tokens=self.cached,
+        )
+
+
+def virtual_ids(ids: list[int] | tuple[int, ...], images: Mapping[int, tuple[str, int]]) -> np.ndarray:
+    """Ids that are equal exactly where keys and values are: token ids, and for picture rows what they show.
+
+    `images` maps a picture's first position to its key and row count. Rows become negative numbers drawn from the
+    key, 62 bits wide, so that equal pictures meet and different ones do not.
+    """
+    virtual = np.array(ids, dtype=np.int64)
+    for start, (key, rows) in images.items():
+        digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+        virtual[start : start + rows] = -1 - ((digest & ((1 << 62) - 1)) + np.arange(rows))[: len(virtual) - start]
+    return virtual
+
+
+def virtual_prompt(prompt: Prompt) -> np.ndarray:
+    return virtual_ids(prompt.ids, {placed.start: (placed.image.key, placed.image.tokens) for placed in prompt.images})
+
+
+def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
+    """Length of the longest common prefix."""
+    size = min(len(left), len(right))
+    different = np.flatnonzero(left[:size] != right[:size])
+    return int(different[0]) if len(different) else size

@@ -1,0 +1,100 @@
+"""One packed forward pass: the new tokens of all requests end to end, with their pictures' rows in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava_core.engines.transformers.attention import AttentionBackend, Span
+from llava_core.engines.transformers.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Work:
+    """`count` waiting ids of a request are computed in this step."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def ends(self) -> bool:
+        """Whether the next token can be drawn after it."""
+        return self.count == self.sequence.remaining
+
+
+@dataclass
+class _PooledWithDeepstack(BaseModelOutputWithPooling):
+    deepstack_features: list[list[torch.Tensor]] | None = None
+
+
+class Step:
+    """Runs packed passes of one model."""
+
+    def __init__(self, model: PreTrainedModel, backend: AttentionBackend) -> None:
+        self._model = model
+        self._backend = backend
+        self._device = model.device
+        self._hidden: int = model.config.get_text_config().hidden_size
+
+    def run(self, works: Seq[Work]) -> torch.Tensor:
+        """Logits (requests that end their ids, vocabulary), in the order of `works`."""
+        spans: list[Span] = []
+        ids: list[int] = []
+        keep: list[int] = []
+        for work in works:
+            sequence = work.sequence
+            assert sequence.region is not None
+            spans.append(Span(sequence.region, len(ids), work.count, sequence.computed))
+            ids += sequence.ids[sequence.computed : sequence.computed + work.count]
+            if work.ends:
+                keep.append(len(ids) - 1)
+        arguments: dict[str, Any] = {}
+        rows = _image_rows(works)
+        if rows:
+            arguments["mm_encoder_outputs"] = {"image": self._pooled(rows)}
+        output: Any = self._model(
+            input_ids=torch.tensor([ids], device=self._device),
+            position_ids=_positions(works).to(self._device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(keep, dtype=torch.long, device=self._device),
+            batch=self._backend.begin(spans),
+            **arguments,
+        )
+        return cast(torch.Tensor, output.logits)[0]
+
+    def _pooled(self, rows: list[torch.Tensor]) -> BaseModelOutputWithPooling:
+        """What the model takes for features it would have computed itself."""
+        width = rows[0].shape[1]
+        if width == self._hidden:
+            return BaseModelOutputWithPooling(pooler_output=cast(Any, rows))
+        layers = [list(columns) for columns in zip(*(row.split(self._hidden, dim=1) for row in rows), strict=True)]
+        return _PooledWithDeepstack(pooler_output=cast(Any, layers[0]), deepstack_features=layers[1:])
+
+
+def _positions(works: Seq[Work]) -> torch.Tensor:
+    """(1, T), or (3, 1, T) as soon as one request counts in three dimensions."""
+    parts = [work.sequence.positions_of(work.sequence.computed, work.count) for work in works]
+    if any(part.ndim == 2 for part in parts):
+        parts = [part if part.ndim == 2 else part.expand(3, -1) for part in parts]
+        return torch.cat(parts, dim=1)[:, None]
+    return torch.cat(parts)[None]
+
+
+def _image_rows(works: Seq[Work]) -> list[torch.Tensor]:
+    """Feature rows of the placeholders in this step, in their order."""
+    rows: list[torch.Tensor] = []
+    for work in works:
+        first = work.sequence.computed
+        end = first + work.count
+        for placed in work.sequence.prompt.images:
+            start = max(first, placed.start)
+            stop = min(end, placed.start + placed.image.tokens)
+            if start < stop:
+                features = work.sequence.features[placed.image.key]
+                rows.append(features[start - placed.start : stop - placed.start])
+    return rows
