@@ -58,7 +58,12 @@ def main(
     conv_template: Annotated[str | None, typer.Option(help="Prompt template for original-format checkpoints.")] = None,
     embed: Annotated[bool | None, typer.Option("--embed", help="Show the page without its header and footer.")] = None,
     share: Annotated[bool | None, typer.Option("--share", help="Ask Gradio for a public link to the page.")] = None,
-    model_list_mode: Annotated[str | None, typer.Option(help="How the page follows the controller's models.")] = None,
+    record: Annotated[
+        bool | None, typer.Option("--record", help="Keep likes, dislikes and flags in the logs folder, and say so.")
+    ] = None,
+    model_list_mode: Annotated[
+        str | None, typer.Option(help="once keeps the page's list of models as found, reload follows the controller.")
+    ] = None,
     logs: Annotated[
         Path | None, typer.Option(help="Folder of the log files; logs/ beside launch.sh when not given.")
     ] = None,
@@ -78,6 +83,7 @@ def main(
         "conv_template": conv_template,
         "embed": embed,
         "share": share,
+        "record": record,
         "model_list_mode": model_list_mode,
         "logs": None if logs is None else str(logs.absolute()),
     }

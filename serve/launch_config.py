@@ -57,6 +57,7 @@ class LaunchConfig:
     worker_port: int | None = None
     embed: bool = False
     share: bool = False
+    record: bool = False
     model_list_mode: str | None = None
     engine: str | None = None
     dtype: str | None = None
@@ -181,7 +182,7 @@ def _typed(table: Mapping[str, Any], known: Mapping[str, type], where: str) -> d
 
 _TYPE_NAMES: Mapping[type, str] = {str: "string", int: "whole number", bool: "true or false"}
 _PORTS = ("port", "controller_port", "worker_port")
-_FLAGS = ("embed", "share")
+_FLAGS = ("embed", "share", "record")
 _OPTIONS: Mapping[str, type] = {
     field.name: int if field.name in _PORTS else bool if field.name in _FLAGS else str
     for field in fields(LaunchConfig)

@@ -68,7 +68,7 @@ def make_plan(config: LaunchConfig, machine: Machine, *, logs: Path) -> Plan:
     )
     page = ChildSpec(
         name="page",
-        argv=(*_python("serve.gradio_web_server"), *_page_flags(config, page_port, controller_url)),
+        argv=(*_python("serve.gradio_web_server"), *_page_flags(config, page_port, controller_url, logs)),
         ready_url=f"{page_url}/",
         log=logs / "page.log",
         cwd=ROOT,
@@ -160,8 +160,10 @@ def _worker_flags(
     return [*flags, *([f"--load-{spec.bits}bit"] if spec.bits else [])]
 
 
-def _page_flags(config: LaunchConfig, port: int, controller_url: str) -> Sequence[str]:
+def _page_flags(config: LaunchConfig, port: int, controller_url: str, logs: Path) -> Sequence[str]:
     flags = ["--host", config.host, "--port", str(port), "--controller-url", controller_url]
     if config.model_list_mode:
         flags += ["--model-list-mode", config.model_list_mode]
-    return [*flags, *(["--embed"] if config.embed else []), *(["--share"] if config.share else [])]
+    switches = {"--embed": config.embed, "--share": config.share, "--record": config.record}
+    flags += [option for option, wanted in switches.items() if wanted]
+    return [*flags, *(["--logs", str(logs)] if config.record else [])]
