@@ -18,9 +18,9 @@ from llava_core.config import CONTROLLER_PORT
 from llava_core.engines.load import EngineOptions
 from llava_core.errors import BadRequest, LlavaError
 from llava_core.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Request, Sampling
-from serve.cli_answer import Answer, figures, harmless, stream_answer
-from serve.cli_chat import Chat, read_picture
-from serve.cli_source import RemoteSource, Source, choose_model, load_local
+from serve.terminal.answer import Answer, figures, harmless, stream_answer
+from serve.terminal.chat import Chat, read_picture
+from serve.terminal.source import RemoteSource, Source, choose_model, load_local
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -137,7 +137,7 @@ async def _converse(
             return
         model, _ = await choose_model(source, wanted)
         # Only a person at a terminal needs prompt_toolkit.
-        from serve.cli_terminal import Terminal
+        from serve.terminal.screen import Terminal
 
         await Terminal(source, model, chat, sampling).run()
     finally:

@@ -15,12 +15,12 @@ import typer
 from rich.console import Console
 
 from llava_core.errors import LlavaError
-from serve.launch_config import LaunchConfig, load_config
-from serve.launch_default import embedded_default
-from serve.launch_gpus import visible_gpus
-from serve.launch_plan import ROOT, Machine, make_plan
-from serve.launch_ports import is_free_on
-from serve.launch_run import run_plan
+from serve.launcher.config import LaunchConfig, load_config
+from serve.launcher.default import embedded_default
+from serve.launcher.gpus import visible_gpus
+from serve.launcher.plan import ROOT, Machine, make_plan
+from serve.launcher.ports import is_free_on
+from serve.launcher.run import run_plan
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 _MODEL = "PATH_OR_ID[@GPUS][:4bit|:8bit]"

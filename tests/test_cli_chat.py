@@ -11,11 +11,11 @@ from llava_core.chat_protocol import read_call
 from llava_core.engines.echo import EchoEngine
 from llava_core.errors import BadImage, BadRequest, LlavaError, UnknownModel, WorkerLost
 from llava_core.types import Chunk, ImagePart, Request, Usage, assistant, system, user
-from serve.cli_answer import Answer, figures, harmless, stream_answer
-from serve.cli_chat import Chat, Picture, read_picture
-from serve.cli_prompt import Entry, read_entry
-from serve.cli_save import save, to_json
-from serve.cli_source import LocalSource, choose_model
+from serve.terminal.answer import Answer, figures, harmless, stream_answer
+from serve.terminal.chat import Chat, Picture, read_picture
+from serve.terminal.prompt import Entry, read_entry
+from serve.terminal.save import save, to_json
+from serve.terminal.source import LocalSource, choose_model
 
 CAT = Picture("cat.png", ImagePart("data:image/png;base64,Y2F0"))
 DOG = Picture("dog.png", ImagePart("data:image/png;base64,ZG9n"))

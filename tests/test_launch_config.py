@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llava_core.errors import BadRequest
-from serve.launch_config import LaunchConfig, ModelSpec, load_config, parse_model, read_config
+from serve.launcher.config import LaunchConfig, ModelSpec, load_config, parse_model, read_config
 
 
 @pytest.mark.parametrize(

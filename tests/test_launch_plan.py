@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from llava_core.errors import BadRequest
-from serve.launch_config import LaunchConfig, ModelSpec
-from serve.launch_gpus import device_environment, hand_out, visible_gpus
-from serve.launch_plan import Machine, Plan, make_plan, reachable
-from serve.launch_ports import choose_port, is_free_on, taken_sentence
+from serve.launcher.config import LaunchConfig, ModelSpec
+from serve.launcher.gpus import device_environment, hand_out, visible_gpus
+from serve.launcher.plan import Machine, Plan, make_plan, reachable
+from serve.launcher.ports import choose_port, is_free_on, taken_sentence
 
 A, B, C = ModelSpec("org/a"), ModelSpec("org/b"), ModelSpec("org/c")
 

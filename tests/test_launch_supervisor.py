@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve.launch_logs import last_words, read_tail, rotate
-from serve.supervisor import Backoff, Child, ChildSpec, Event, Stopping, Supervisor
+from serve.launcher.logs import last_words, read_tail, rotate
+from serve.launcher.supervisor import Backoff, Child, ChildSpec, Event, Stopping, Supervisor
 
 SOON = Backoff(first_s=0.01, most_s=0.05)
 PATIENCE_S = 20.0
@@ -212,7 +212,7 @@ def test_children_do_not_outlive_a_supervisor_that_was_killed(tmp_path: Path) ->
     pidfile = tmp_path / "pid"
     program = (
         "import asyncio, sys\nfrom pathlib import Path\n"
-        "from serve.supervisor import ChildSpec, Supervisor\n"
+        "from serve.launcher.supervisor import ChildSpec, Supervisor\n"
         f"log = Path({str(tmp_path)!r}) / 'log'\n"
         "child = ChildSpec('c', (sys.executable, '-c', 'import time; time.sleep(60)'), '', log)\n"
         "async def yes(url): return True\n"

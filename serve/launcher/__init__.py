@@ -1,0 +1,1 @@
+"""What `serve.launch` is made of: options, a plan of processes, a supervisor that keeps them running, a console."""

@@ -1,0 +1,193 @@
+"""What to launch: models and options, read from the command line and from a TOML file.
+
+```toml
+port = 7860
+engine = "transformers"
+
+[[model]]
+path = "models/llava-v1.5-7b"   # a folder (relative to this file) or a hub id
+gpus = [0]                      # or "cpu"; handed out when absent
+bits = 4                        # or 8; 16 when absent
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from llava_core.errors import BadRequest
+
+_SPEC = re.compile(r"(?P<path>.+?)(?:@(?P<gpus>cpu|\d+(?:,\d+)*))?(?::(?P<bits>[48])bit)?")
+_LOOKS_LIKE_SUFFIX = re.compile(r"(@[\w,]*(:\w*bits?)?|:\w*bits?)$", re.IGNORECASE)
+_GRAMMAR = "PATH_OR_ID[@GPUS][:4bit|:8bit], as in models/llava@0,1:4bit"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One worker to start. `gpus` None means: hand some out; empty means the CPU. `bits` None means not quantised.
+
+    `path` None is an engine that needs no checkpoint (echo).
+    """
+
+    path: str | None = None
+    gpus: tuple[str, ...] | None = None
+    bits: int | None = None
+    name: str | None = None
+    base: str | None = None
+    conv_template: str | None = None
+    dtype: str | None = None
+    engine: str | None = None
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """The whole topology. Ports are None where the launcher may choose."""
+
+    models: tuple[ModelSpec, ...] = ()
+    host: str = "127.0.0.1"
+    port: int | None = None
+    controller_host: str = "127.0.0.1"
+    controller_port: int | None = None
+    worker_port: int | None = None
+    embed: bool = False
+    share: bool = False
+    record: bool = False
+    model_list_mode: str | None = None
+    engine: str | None = None
+    dtype: str | None = None
+    conv_template: str | None = None
+    logs: str | None = None
+
+
+def parse_model(text: str) -> ModelSpec:
+    """`PATH_OR_ID[@GPUS][:4bit|:8bit]` as a spec; BadRequest says what is wrong with it."""
+    found = _SPEC.fullmatch(text.strip())
+    if found is None:
+        raise BadRequest(f"--model {text!r} names no model; write {_GRAMMAR}", param="--model")
+    path, gpus, bits = found["path"], found["gpus"], found["bits"]
+    if (odd := _LOOKS_LIKE_SUFFIX.search(path)) and not Path(path).expanduser().exists():
+        raise BadRequest(f"--model {text!r}: {odd.group()!r} is not understood; write {_GRAMMAR}", param="--model")
+    return ModelSpec(path=path, gpus=_gpus(gpus), bits=int(bits) if bits else None)
+
+
+def read_config(file: Path) -> LaunchConfig:
+    """The options in a TOML file; paths in it are relative to it. BadRequest names the key that is wrong."""
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadRequest(f"--config {file}: {error.strerror or error}", param="--config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"--config {file} is not TOML: {error}", param="--config") from None
+    models = table.pop("model", [])
+    if not isinstance(models, list):
+        raise BadRequest(f"--config {file}: models are tables headed [[model]], not [model]", param="--config")
+    options = _typed(table, _OPTIONS, str(file))
+    specs = tuple(_model_table(model, index, file) for index, model in enumerate(models, 1))
+    return LaunchConfig(models=specs, **options)
+
+
+def load_config(file: Path | None, given: Mapping[str, Any], models: Iterable[str]) -> LaunchConfig:
+    """The options of `file`, over them those `given` (not None) on the command line, and the models of both."""
+    base, folder = (LaunchConfig(), Path.cwd()) if file is None else (read_config(file), file.resolve().parent)
+    said = {name: value for name, value in given.items() if value is not None}
+    if base.logs and "logs" not in said:
+        said["logs"] = str(folder / base.logs)
+    config = replace(base, **said)
+    specs = [_engine_checked(spec, config, folder) for spec in base.models]
+    specs += [_engine_checked(parse_model(text), config, Path.cwd()) for text in models]
+    if not specs and config.engine == "echo":
+        specs = [ModelSpec(name="echo")]
+    return replace(config, models=tuple(specs))
+
+
+def locate(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The spec with folders made absolute, read from `folder`; what is no folder stays a hub id.
+
+    BadRequest where a path was clearly meant and is not there.
+    """
+    return replace(spec, path=_located(spec.path, folder), base=_located(spec.base, folder))
+
+
+def _engine_checked(spec: ModelSpec, config: LaunchConfig, folder: Path) -> ModelSpec:
+    """The spec with its folders found; the echo engine reads none and takes the path for its name."""
+    if (spec.engine or config.engine) == "echo":
+        return replace(spec, path=None, base=None, name=spec.name or spec.path or "echo")
+    if spec.path is None:
+        raise BadRequest(f"--config: the model {spec.name or ''} has no path; only the echo engine needs none")
+    return locate(spec, folder)
+
+
+def _located(path: str | None, folder: Path) -> str | None:
+    if path is None:
+        return None
+    full = folder / Path(path).expanduser()
+    if full.exists():
+        return str(full.resolve())
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise BadRequest(
+            f"--model {path}: there is no folder {full} and this is no hub id (OWNER/NAME) either", param="--model"
+        )
+    return path
+
+
+def _gpus(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return () if text == "cpu" else tuple(dict.fromkeys(text.split(",")))
+
+
+def _model_table(table: object, index: int, file: Path) -> ModelSpec:
+    where = f"{file}: [[model]] number {index}"
+    if not isinstance(table, dict):
+        raise BadRequest(f"--config {where} is no table", param="--config")
+    gpus: tuple[str, ...] | None = None
+    if "gpus" in table:
+        given = table.pop("gpus")
+        if given == "cpu":
+            gpus = ()
+        elif isinstance(given, list) and given and all(type(gpu) is int and gpu >= 0 for gpu in given):
+            gpus = tuple(dict.fromkeys(str(gpu) for gpu in given))
+        else:
+            raise BadRequest(
+                f'--config {where}: gpus is a list of numbers, as in [0, 1], or "cpu"; not {given!r}', param="--config"
+            )
+    spec = ModelSpec(gpus=gpus, **_typed(table, _MODEL_KEYS, where))
+    if spec.bits not in (None, 4, 8, 16):
+        raise BadRequest(f"--config {where}: bits is 4, 8 or 16, not {spec.bits}", param="--config")
+    return replace(spec, bits=None if spec.bits == 16 else spec.bits)
+
+
+def _typed(table: Mapping[str, Any], known: Mapping[str, type], where: str) -> dict[str, Any]:
+    """The table's values under our field names, each of the type it should have."""
+    options: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+            raise BadRequest(f"--config {where}: unknown key {key!r}; {hint}", param="--config")
+        if type(value) is not known[name]:
+            raise BadRequest(
+                f"--config {where}: {key} is to be a {_TYPE_NAMES[known[name]]}, not {value!r}", param="--config"
+            )
+        options[name] = value
+    return options
+
+
+_TYPE_NAMES: Mapping[type, str] = {str: "string", int: "whole number", bool: "true or false"}
+_PORTS = ("port", "controller_port", "worker_port")
+_FLAGS = ("embed", "share", "record")
+_OPTIONS: Mapping[str, type] = {
+    field.name: int if field.name in _PORTS else bool if field.name in _FLAGS else str
+    for field in fields(LaunchConfig)
+    if field.name != "models"
+}
+_MODEL_KEYS: Mapping[str, type] = {
+    field.name: int if field.name == "bits" else str for field in fields(ModelSpec) if field.name != "gpus"
+}

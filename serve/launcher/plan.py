@@ -1,0 +1,169 @@
+"""From options to processes: which command runs where, on which port, with which GPUs. Nothing is started here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_core.config import CONTROLLER_PORT, PAGE_PORT, WORKER_PORT
+from llava_core.errors import BadRequest
+from serve.launcher.config import LaunchConfig, ModelSpec
+from serve.launcher.gpus import device_environment, hand_out
+from serve.launcher.ports import choose_port
+from serve.launcher.supervisor import ChildSpec
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_WORKER_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of this machine bears on the plan; `is_free(host, port)` says whether a server could listen there."""
+
+    gpus: tuple[str, ...]
+    cores: int
+    environment: Mapping[str, str]
+    is_free: Callable[[str, int], bool]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The processes, controller first, page last, and the addresses a person needs. `titles` says what a process is
+    beside its name; `notes` are sentences to show before the start; `shared` says that a public link is coming."""
+
+    children: tuple[ChildSpec, ...]
+    page_url: str
+    controller_url: str
+    titles: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    shared: bool = False
+
+
+def make_plan(config: LaunchConfig, machine: Machine, *, logs: Path) -> Plan:
+    """The topology of `config`; BadRequest for ports that are taken and GPUs that are not there."""
+    if not config.models:
+        raise BadRequest("there is no model to launch; name one with --model", param="--model")
+    wanted = {port for port in (config.port, config.controller_port) if port is not None}
+    wanted |= {config.worker_port + index for index in range(len(config.models))} if config.worker_port else set()
+    ports = _Ports(machine, wanted)
+    controller_port = ports.take("controller", config.controller_host, config.controller_port, CONTROLLER_PORT)
+    page_port = ports.take("page", config.host, config.port, PAGE_PORT, option="--port")
+    controller_url = f"http://{reachable(config.controller_host)}:{controller_port}"
+    page_url = f"http://{reachable(config.host)}:{page_port}"
+    worker_ports: list[int] = []
+    for index in range(len(config.models)):
+        named = None if config.worker_port is None else config.worker_port + index
+        default = worker_ports[-1] + 1 if worker_ports else WORKER_PORT
+        worker_ports.append(ports.take(f"worker {index + 1}", _WORKER_HOST, named, default, option="--worker-port"))
+
+    controller = ChildSpec(
+        name="controller",
+        argv=(*_python("serve.controller"), "--host", config.controller_host, "--port", str(controller_port)),
+        ready_url=f"{controller_url}/health/live",
+        log=logs / "controller.log",
+        cwd=ROOT,
+        rank=1,
+    )
+    page = ChildSpec(
+        name="page",
+        argv=(*_python("serve.gradio_web_server"), *_page_flags(config, page_port, controller_url, logs)),
+        ready_url=f"{page_url}/",
+        log=logs / "page.log",
+        cwd=ROOT,
+    )
+    gpus = hand_out(config.models, machine.gpus)
+    workers = [
+        ChildSpec(
+            name=f"worker {index}",
+            argv=(*_python("serve.model_worker"), *_worker_flags(config, spec, held, port, controller_url)),
+            ready_url=f"http://{_WORKER_HOST}:{port}/health/ready",
+            log=logs / f"worker-{index}.log",
+            variables=device_environment(
+                held, workers=len(config.models), cores=machine.cores, environment=machine.environment
+            ),
+            cwd=ROOT,
+        )
+        for index, (spec, held, port) in enumerate(zip(config.models, gpus, worker_ports, strict=True), 1)
+    ]
+    titles = {
+        worker.name: describe(spec, held) for worker, spec, held in zip(workers, config.models, gpus, strict=True)
+    }
+    notes = [*ports.moved, *_gpu_notes(config.models, machine.gpus)]
+    return Plan((controller, *workers, page), page_url, controller_url, titles, tuple(notes), config.share)
+
+
+def reachable(host: str) -> str:
+    """The address to write for a server that listens on `host`, wildcards among them, on this machine."""
+    wildcards = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}
+    return wildcards.get(host, f"[{host}]" if ":" in host else host)
+
+
+def describe(spec: ModelSpec, gpus: tuple[str, ...] | None) -> str:
+    """A model as one short phrase for the console."""
+    what = spec.name or (Path(spec.path).name if spec.path else spec.engine or "echo")
+    where = "" if gpus is None else " on the CPU" if not gpus else f" on GPU {', '.join(gpus)}"
+    return f"{what}{f' in {spec.bits} bit' if spec.bits else ''}{where}"
+
+
+def _gpu_notes(specs: Sequence[ModelSpec], gpus: Sequence[str]) -> list[str]:
+    return [
+        f"no NVIDIA GPU was found here, yet {spec.path} was to run on GPU {', '.join(spec.gpus)}"
+        for spec in specs
+        if spec.gpus and not gpus
+    ]
+
+
+class _Ports:
+    """Ports given out so far in this plan; those in `wanted` are kept for the processes that name them."""
+
+    def __init__(self, machine: Machine, wanted: set[int]) -> None:
+        self._machine, self._wanted, self._given_out = machine, wanted, set[int]()
+        self.moved: list[str] = []
+
+    def take(self, who: str, host: str, named: int | None, default: int, *, option: str = "--controller-port") -> int:
+        port = choose_port(
+            named,
+            default,
+            option=option,
+            is_free=lambda port: self._machine.is_free(host, port),
+            given_out=self._given_out | (self._wanted if named is None else set()),
+        )
+        self._given_out.add(port)
+        if named is None and port != default:
+            self.moved.append(f"port {default} is taken, so the {who} listens on {port}")
+        return port
+
+
+def _python(module: str) -> tuple[str, ...]:
+    return sys.executable, "-m", module
+
+
+def _worker_flags(
+    config: LaunchConfig, spec: ModelSpec, gpus: tuple[str, ...] | None, port: int, controller_url: str
+) -> Sequence[str]:
+    pairs = {
+        "--host": _WORKER_HOST,
+        "--port": str(port),
+        "--controller-address": controller_url,
+        "--worker-address": f"http://{_WORKER_HOST}:{port}",
+        "--model-path": spec.path,
+        "--model-base": spec.base,
+        "--model-name": spec.name,
+        "--conv-template": spec.conv_template or config.conv_template,
+        "--dtype": spec.dtype or config.dtype,
+        "--engine": spec.engine or config.engine,
+        "--device": "cpu" if gpus == () else None,
+    }
+    flags = [word for option, value in pairs.items() if value is not None for word in (option, value)]
+    return [*flags, *([f"--load-{spec.bits}bit"] if spec.bits else [])]
+
+
+def _page_flags(config: LaunchConfig, port: int, controller_url: str, logs: Path) -> Sequence[str]:
+    flags = ["--host", config.host, "--port", str(port), "--controller-url", controller_url]
+    if config.model_list_mode:
+        flags += ["--model-list-mode", config.model_list_mode]
+    switches = {"--embed": config.embed, "--share": config.share, "--record": config.record}
+    flags += [option for option, wanted in switches.items() if wanted]
+    return [*flags, *(["--logs", str(logs)] if config.record else [])]
