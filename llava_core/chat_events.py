@@ -133,7 +133,7 @@ def _read_event(data: str) -> Chunk:
         event = _object(json.loads(data))
         if event.get("error") is not None or event.get("object") == "error":
             raise from_body(event)
-        choices = event.get("choices") or []
+        choices = cast(Sequence[Any], event.get("choices") or ())
         usage = _read_usage(event.get("usage"))
         if not choices:
             return Chunk(usage=usage)

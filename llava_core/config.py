@@ -75,8 +75,24 @@ class WorkerTimings:
     lease_s: float = 8.0
     control_timeout_s: float = 5.0
     register_backoff_first_s: float = 0.2
-    register_backoff_most_s: float = 5.0
+    register_backoff_most_s: float = 1.0
+    """So a controller that was restarted has everybody back within this and one try."""
     drain_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What a server bears from the other end of a connection before it hangs up; waits in seconds."""
+
+    header_s: float = 10.0
+    body_s: float = 20.0
+    body_bytes_per_s: int = 32 * 1024
+    """A body that keeps up this pace may take longer than `body_s`."""
+    send_s: float = 30.0
+    """For one event to be taken by the reader."""
+    keepalive_s: int = 5
+    max_control_body_bytes: int = 256 * 1024
+    """For registrations and the like, which hold no pictures."""
 
 
 @dataclass(frozen=True)

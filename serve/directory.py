@@ -80,7 +80,7 @@ class HttpDirectory:
 
     def _is_plain_server(self, answer: httpx.Response) -> bool:
         """No such route: a controller has it, and would have called the model unknown."""
-        return answer.status_code in (404, 405) and self._error(answer).code != UnknownModel.__name__
+        return answer.status_code in (404, 405) and f'"{UnknownModel.__name__}"' not in answer.text
 
     def _error(self, answer: httpx.Response) -> LlavaError:
         return error_from(answer.status_code, answer.headers, answer.content, source=self._controller)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -17,15 +16,12 @@ from starlette.responses import Response
 from llava_core.errors import BadRequest, EngineFailure, LlavaError, Unauthorized
 from serve.http_errors import CLASS, status_of
 
-log = logging.getLogger(__name__)
-
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Give every error on every route an OpenAI error body: ours, a wrong path or method, a wrong field, a crash."""
+    """Give every error on every route an OpenAI error body: ours, a wrong path or method, a wrong field."""
     app.add_exception_handler(LlavaError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _wrong_field)
-    app.add_exception_handler(Exception, _unforeseen)
 
 
 def error_response(error: LlavaError) -> Response:
@@ -37,6 +33,19 @@ def error_response(error: LlavaError) -> Response:
     return JSONResponse(error.to_body(), status_of(error), headers)
 
 
+def http_error_response(method: str, path: str, error: HTTPException) -> Response:
+    """For errors that have a number and no class: no such path, no such method, too large, too slow."""
+    cls = CLASS.get(error.status_code, BadRequest if error.status_code < 500 else EngineFailure)
+    if error.status_code == 404:
+        # The path is unknown here, which is not the same as a model that is.
+        cls = BadRequest
+    sentence = {
+        404: f"there is nothing at {path[:200]}; chats go to POST /v1/chat/completions",
+        405: f"{path[:200]} does not take {method[:20]}",
+    }.get(error.status_code, str(error.detail))
+    return JSONResponse(cls(sentence).to_body(), error.status_code, error.headers)
+
+
 async def _ours(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, LlavaError)
     return error_response(error)
@@ -44,33 +53,15 @@ async def _ours(request: HttpRequest, error: Exception) -> Response:
 
 async def _http(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    cls = CLASS.get(error.status_code, BadRequest if error.status_code < 500 else EngineFailure)
-    message = {
-        404: f"there is nothing at {request.method} {request.url.path[:200]}; chats go to POST /v1/chat/completions",
-        405: f"{request.url.path[:200]} does not take {request.method}",
-    }.get(error.status_code, str(error.detail))
-    body = cls(message).to_body()
-    if error.status_code == 404:
-        # The path is unknown here, which is not the same as a model that is.
-        body["error"]["code"] = "NotFound"
-    return JSONResponse(body, error.status_code, error.headers)
+    return http_error_response(request.method, request.url.path, error)
 
 
 async def _wrong_field(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = cast(Sequence[Mapping[str, Any]], error.errors())
-    first = errors[0]
+    first = cast(Sequence[Mapping[str, Any]], error.errors())[0]
     name = ".".join(str(step) for step in first["loc"] if step != "body")
     # The refused value is not repeated: it may be megabytes, or not even printable.
     sentence = str(first["msg"])
-    wrong = BadRequest(f"{name}: {sentence[:1].lower()}{sentence[1:]}" if name else sentence, param=name or None)
+    sentence = sentence[:1].lower() + sentence[1:]
+    wrong = BadRequest(f"{name}: {sentence}" if name else sentence, param=name or None)
     return JSONResponse(wrong.to_body(), 422)
-
-
-async def _unforeseen(request: HttpRequest, error: Exception) -> Response:
-    request_id = request.scope.get("request_id")
-    log.error("request %s to %s failed", request_id, request.url.path[:200], exc_info=error)
-    failure = EngineFailure(
-        f"something broke in the server; its log tells more under {request_id}", request_id=request_id
-    )
-    return error_response(failure)

@@ -26,6 +26,9 @@ class EngineOptions:
     limits: EngineLimits = field(default_factory=EngineLimits)
     images: ImageLimits = field(default_factory=ImageLimits)
     batch: BatchLimits = field(default_factory=BatchLimits)
+    echo_delay_s: float = 0.01
+    """Between the words of the echo engine; `echo_first_s` passes before the first."""
+    echo_first_s: float = 0.0
 
 
 def load_engine(kind: str, options: EngineOptions) -> Engine:
@@ -36,7 +39,13 @@ def load_engine(kind: str, options: EngineOptions) -> Engine:
     if kind == "echo":
         from llava_core.engines.echo import EchoEngine
 
-        return EchoEngine(options.model_name or "echo", images=options.images, limits=options.limits)
+        return EchoEngine(
+            options.model_name or "echo",
+            images=options.images,
+            limits=options.limits,
+            delay_s=options.echo_delay_s,
+            first_token_s=options.echo_first_s,
+        )
     if kind == "transformers":
         from llava_core.engines.transformers.engine import load_transformers_engine
 

@@ -1,0 +1,99 @@
+"""Runs an app on a port until told to stop, then lets running requests finish; a second signal ends it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Generator
+
+import uvicorn
+from fastapi import FastAPI
+
+from llava_core.config import ServerLimits
+from llava_core.errors import BadRequest
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+
+
+def start_logging() -> None:
+    """One line per event on standard error; the servers' own chatter only from warnings up."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("uvicorn", "httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, made before anything slow starts; port 0 takes any free one. Raises BadRequest."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise BadRequest(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from None
+    listener.set_inheritable(False)
+    return listener
+
+
+def own_address(host: str, listener: socket.socket) -> str:
+    """Where others on this machine reach the listener."""
+    port = listener.getsockname()[1]
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host)
+    return f"http://{reachable or (f'[{host}]' if ':' in host else host)}:{port}"
+
+
+async def run_server(
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    drain_s: float,
+    limits: ServerLimits | None = None,
+    before_drain: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Then await `before_drain`, take no more connections, and give running
+    requests `drain_s`; the app's own shutdown comes last."""
+    limits = limits or ServerLimits()
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=limits.keepalive_s,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+        lifespan="on",
+    )
+    server = _Server(config)
+    asked = asyncio.Event()
+
+    def stop() -> None:
+        if asked.is_set():
+            log.warning("stopping at once")
+            logging.shutdown()
+            os._exit(130)
+        log.info("stopping: running answers have %.0f s to finish; once more to stop at once", drain_s)
+        asked.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(asked.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not serving.done():
+        if before_drain is not None:
+            await before_drain()
+        server.should_exit = True
+    await serving
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Signals are the caller's."""
+        yield
