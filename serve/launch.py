@@ -56,6 +56,9 @@ def main(
     engine: Annotated[str | None, typer.Option(help="transformers, or echo, which needs no checkpoint.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     conv_template: Annotated[str | None, typer.Option(help="Prompt template for original-format checkpoints.")] = None,
+    allow_image_host: Annotated[
+        list[str] | None, typer.Option(help="Let workers fetch http(s) images from this host; repeat it for more.")
+    ] = None,
     embed: Annotated[bool | None, typer.Option("--embed", help="Show the page without its header and footer.")] = None,
     share: Annotated[bool | None, typer.Option("--share", help="Ask Gradio for a public link to the page.")] = None,
     record: Annotated[
@@ -81,6 +84,7 @@ def main(
         "engine": engine,
         "dtype": dtype,
         "conv_template": conv_template,
+        "allow_image_host": tuple(allow_image_host) if allow_image_host else None,
         "embed": embed,
         "share": share,
         "record": record,

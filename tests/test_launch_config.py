@@ -42,15 +42,16 @@ def test_a_file_and_the_command_line_are_joined_and_the_command_line_wins(tmp_pa
     (tmp_path / "llava").mkdir()
     file = tmp_path / "launch.toml"
     file.write_text(
-        'port = 7001\nhost = "0.0.0.0"\nconv-template = "llava_v1"\nshare = true\nlogs = "my-logs"\n'
+        'port = 7001\nhost = "0.0.0.0"\nallow-image-host = ["a.org"]\nconv-template = "llava_v1"\n'
+        'share = true\nlogs = "my-logs"\n'
         '[[model]]\npath = "llava"\ngpus = [0, 1]\nbits = 4\nname = "mine"\n'
-        '[[model]]\npath = "org/other"\ngpus = "cpu"\nbits = 16\nbase = "org/base"\n'
+        '[[model]]\npath = "org/other"\ngpus = "cpu"\nbits = 16\nbase = "org/base"\narguments = ["--max-images", "4"]\n'
     )
     config = load_config(file, {"port": 7002, "dtype": None, "embed": True}, ["org/third@1"])
     assert config == LaunchConfig(
         models=(
             ModelSpec(str(tmp_path / "llava"), ("0", "1"), 4, name="mine"),
-            ModelSpec("org/other", (), base="org/base"),
+            ModelSpec("org/other", (), base="org/base", arguments=("--max-images", "4")),
             ModelSpec("org/third", ("1",)),
         ),
         host="0.0.0.0",
@@ -58,6 +59,7 @@ def test_a_file_and_the_command_line_are_joined_and_the_command_line_wins(tmp_pa
         embed=True,
         share=True,
         conv_template="llava_v1",
+        allow_image_host=("a.org",),
         logs=str(tmp_path / "my-logs"),
     )
 
@@ -68,6 +70,7 @@ def test_a_file_and_the_command_line_are_joined_and_the_command_line_wins(tmp_pa
         ("prot = 1", "did you mean port"),
         ('port = "7860"', "port is to be a whole number, not '7860'"),
         ("port = true", "whole number"),
+        ('allow-image-host = "a.org"', "is to be a list of strings"),
         ("[model]\npath = 'x'", r"\[\[model\]\]"),
         ("[[model]]\npath = 'a/b'\nbits = 3", "number 1: bits is 4, 8 or 16, not 3"),
         ("[[model]]\npath = 'a/b'\n[[model]]\npath = 'a/b'\ngpus = 0", "number 2: gpus is a list"),

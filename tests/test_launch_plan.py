@@ -106,8 +106,25 @@ def test_workers_share_the_cores_unless_the_person_has_decided() -> None:
 
 
 def test_a_worker_s_command_says_all_that_was_asked_of_its_model() -> None:
-    spec = ModelSpec("org/a", (), 8, name="mine", base="org/base", conv_template="llava_v1", dtype="float16")
-    made = plan(LaunchConfig(models=(spec, B), conv_template="chatml_direct", dtype="bfloat16", engine="transformers"))
+    spec = ModelSpec(
+        "org/a",
+        (),
+        8,
+        name="mine",
+        base="org/base",
+        conv_template="llava_v1",
+        dtype="float16",
+        arguments=("--max-images", "4"),
+    )
+    made = plan(
+        LaunchConfig(
+            models=(spec, B),
+            conv_template="chatml_direct",
+            dtype="bfloat16",
+            engine="transformers",
+            allow_image_host=("a.org",),
+        )
+    )
     first, second = (flags(child.argv) for child in made.children[1:-1])
     assert first == {
         "--host": "127.0.0.1",
@@ -121,7 +138,9 @@ def test_a_worker_s_command_says_all_that_was_asked_of_its_model() -> None:
         "--dtype": "float16",
         "--engine": "transformers",
         "--device": "cpu",
+        "--allow-image-host": "a.org",
         "--load-8bit": "--load-8bit",
+        "--max-images": "4",
     }
     assert (second["--conv-template"], second["--dtype"], "--device" in second) == ("chatml_direct", "bfloat16", False)
     assert made.titles == {"worker 1": "mine in 8 bit on the CPU", "worker 2": "b"}

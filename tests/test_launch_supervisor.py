@@ -99,14 +99,14 @@ async def test_a_child_is_ready_when_its_probe_says_so(tmp_path: Path) -> None:
 
 async def test_a_child_that_dies_is_started_again_and_its_last_words_are_told(tmp_path: Path) -> None:
     watcher = Watcher()
-    code = "import sys; print('loading'); sys.exit('error: the disk is full')"
+    code = "import sys; print('INFO: loading'); sys.exit('the disk is full')"
     supervisor = Supervisor([spec(tmp_path, code)], probe=never, tell=watcher.tell, backoff=SOON)
     async with supervised(supervisor):
         await watcher.until(lambda: watcher.kinds().count("died") >= 3)
     deaths = [event for event in watcher.events if event.kind == "died"]
-    assert [death.why for death in deaths[:3]] == ["error: the disk is full"] * 3
+    assert [death.why for death in deaths[:3]] == ["the disk is full"] * 3
     assert [death.retry_s for death in deaths[:3]] == [0.01, 0.02, 0.04]
-    assert (tmp_path / "child.log").read_text().count("\nloading\n") == len(deaths)
+    assert (tmp_path / "child.log").read_text().count("\nINFO: loading\n") == len(deaths)
 
 
 async def test_a_child_killed_from_outside_comes_back(tmp_path: Path) -> None:
@@ -133,6 +133,25 @@ async def test_a_child_that_refuses_is_left_alone(tmp_path: Path) -> None:
         await watcher.until(lambda: "refused" in watcher.kinds())
     assert watcher.kinds() == ["started", "refused"]
     assert watcher.events[-1].why == "error: no such checkpoint"
+
+
+async def test_a_child_that_was_ready_before_is_tried_again_even_when_it_refuses(tmp_path: Path) -> None:
+    watcher, once = Watcher(), tmp_path / "once"
+    code = (
+        f"import os, sys, time; os.path.exists({str(once)!r}) and sys.exit(2); open({str(once)!r}, 'w'); time.sleep(60)"
+    )
+
+    async def probe(url: str) -> bool:
+        return once.exists()
+
+    supervisor = Supervisor([spec(tmp_path, code)], probe=probe, tell=watcher.tell, backoff=SOON)
+    async with supervised(supervisor):
+        await watcher.until(lambda: "ready" in watcher.kinds())
+        os.kill(supervisor.children[0].pid or 0, signal.SIGKILL)
+        await watcher.until(lambda: watcher.kinds().count("died") == 2)
+        once.unlink()
+        await watcher.until(lambda: watcher.kinds().count("ready") == 2)
+    assert "refused" not in watcher.kinds()
 
 
 async def test_a_command_that_is_not_there_counts_as_a_death(tmp_path: Path) -> None:
@@ -248,14 +267,16 @@ def test_a_long_log_is_moved_aside_and_the_oldest_goes(tmp_path: Path) -> None:
     assert log.read_text() == "ab"
 
 
-def test_last_words_prefer_the_line_that_names_the_error(tmp_path: Path) -> None:
+def test_last_words_are_what_was_said_at_the_end_outside_the_log(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
-    log.write_text("error: of the run before\n")
+    log.write_text("the run before\n")
     start = log.stat().st_size
     with log.open("a") as more:
-        more.write("loading\r50%\r\n\x1b[31merror: no weights in x\x1b[0m\nshutting down\n\n")
-    assert last_words(read_tail(log, start)) == "error: no weights in x"
-    assert last_words("Traceback\n  File x\nRuntimeError: boom\n") == "RuntimeError: boom"
-    assert last_words("only this\n") == "only this"
+        more.write("2026-01-01 10:00:00,1 INFO x: up\n 50%|#  |\r100%|###|\r\n")
+        more.write("\x1b[31mno weights in x:\x1b[0m\n  a.txt\n\n")
+    assert last_words(read_tail(log, start)) == "no weights in x:\n  a.txt"
+    broken = "INFO: up\nTraceback (most recent call last):\n  File x\nRuntimeError: boom\nwarning: leaked\n"
+    assert last_words(broken) == "RuntimeError: boom"
+    assert last_words("2026-01-01 10:00:00,1 ERROR x: lost\n") == "2026-01-01 10:00:00,1 ERROR x: lost"
     assert last_words("") == ""
     assert Child(spec(tmp_path, ""), log_start=10**9).output == ""

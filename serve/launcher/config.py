@@ -43,6 +43,8 @@ class ModelSpec:
     conv_template: str | None = None
     dtype: str | None = None
     engine: str | None = None
+    arguments: tuple[str, ...] = ()
+    """More words for the worker's command line, as `python -m serve.model_worker --help` lists them."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class LaunchConfig:
     engine: str | None = None
     dtype: str | None = None
     conv_template: str | None = None
+    allow_image_host: tuple[str, ...] = ()
     logs: str | None = None
 
 
@@ -172,22 +175,34 @@ def _typed(table: Mapping[str, Any], known: Mapping[str, type], where: str) -> d
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
             raise BadRequest(f"--config {where}: unknown key {key!r}; {hint}", param="--config")
-        if type(value) is not known[name]:
+        if not _is(value, known[name]):
             raise BadRequest(
-                f"--config {where}: {key} is to be a {_TYPE_NAMES[known[name]]}, not {value!r}", param="--config"
+                f"--config {where}: {key} is to be {_TYPE_NAMES[known[name]]}, not {value!r}", param="--config"
             )
-        options[name] = value
+        options[name] = tuple(value) if known[name] is tuple else value
     return options
 
 
-_TYPE_NAMES: Mapping[type, str] = {str: "string", int: "whole number", bool: "true or false"}
-_PORTS = ("port", "controller_port", "worker_port")
-_FLAGS = ("embed", "share", "record")
+def _is(value: object, kind: type) -> bool:
+    if kind is tuple:
+        return isinstance(value, list) and all(type(word) is str for word in value)
+    return type(value) is kind
+
+
+_TYPE_NAMES: Mapping[type, str] = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    tuple: "a list of strings",
+}
+_SPECIAL: Mapping[str, type] = {
+    **dict.fromkeys(("port", "controller_port", "worker_port", "bits"), int),
+    **dict.fromkeys(("embed", "share", "record"), bool),
+    **dict.fromkeys(("allow_image_host", "arguments"), tuple),
+}
 _OPTIONS: Mapping[str, type] = {
-    field.name: int if field.name in _PORTS else bool if field.name in _FLAGS else str
-    for field in fields(LaunchConfig)
-    if field.name != "models"
+    field.name: _SPECIAL.get(field.name, str) for field in fields(LaunchConfig) if field.name != "models"
 }
 _MODEL_KEYS: Mapping[str, type] = {
-    field.name: int if field.name == "bits" else str for field in fields(ModelSpec) if field.name != "gpus"
+    field.name: _SPECIAL.get(field.name, str) for field in fields(ModelSpec) if field.name != "gpus"
 }

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_NAMES_AN_ERROR = re.compile(r"^(error|\[?error\]?)\b|\b\w*(Error|Exception): ", re.IGNORECASE)
+_LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|INFO|WARNING|ERROR|DEBUG)\b")
+_ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b")
+_PROGRESS = re.compile(r"\d+%\|")
 _TAIL_BYTES = 8192
+_MOST_LINES = 20
 
 
 def open_log(log: Path, argv: Sequence[str]) -> BinaryIO:
@@ -40,7 +43,9 @@ def read_tail(log: Path, start: int) -> str:
     with contextlib.suppress(OSError), log.open("rb") as opened:
         size = opened.seek(0, os.SEEK_END)
         opened.seek(max(start, size - _TAIL_BYTES))
-        return _ESCAPES.sub("", opened.read().decode("utf-8", "replace")).replace("\r", "\n")
+        lines = _ESCAPES.sub("", opened.read().decode("utf-8", "replace")).split("\n")
+        # As a terminal would show it: what follows a carriage return stands over what was there.
+        return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
     return ""
 
 
@@ -49,8 +54,13 @@ def last_line(text: str) -> str:
 
 
 def last_words(text: str) -> str:
-    """The sentence that says why a process ended: the last line that names an error, else the last line there is."""
-    for line in reversed(text.splitlines()):
-        if _NAMES_AN_ERROR.search(line.strip()):
-            return line.strip()
-    return last_line(text)
+    """Why a process ended: what it said outside its log at the end, of a traceback only the last line."""
+    lines = text.strip().splitlines()
+    said: list[str] = []
+    while lines and not _LOGGED.match(lines[-1]):
+        line = lines.pop().rstrip()
+        if not _PROGRESS.search(line):
+            said.insert(0, line)
+    if any(line.startswith("Traceback ") for line in said):
+        said = [next((line for line in reversed(said) if _ERROR.match(line)), said[-1])]
+    return "\n".join(said[-_MOST_LINES:]).strip() or last_line(text)

@@ -157,7 +157,8 @@ def _worker_flags(
         "--device": "cpu" if gpus == () else None,
     }
     flags = [word for option, value in pairs.items() if value is not None for word in (option, value)]
-    return [*flags, *([f"--load-{spec.bits}bit"] if spec.bits else [])]
+    flags += [word for host in config.allow_image_host for word in ("--allow-image-host", host)]
+    return [*flags, *([f"--load-{spec.bits}bit"] if spec.bits else []), *spec.arguments]
 
 
 def _page_flags(config: LaunchConfig, port: int, controller_url: str, logs: Path) -> Sequence[str]:

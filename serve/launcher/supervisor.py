@@ -24,7 +24,8 @@ State = Literal["waiting", "starting", "ready", "refused", "ended"]
 Probe = Callable[[str], Awaitable[bool]]
 
 REFUSED = 2
-"""The exit code of a child whose command line or checkpoint is wrong: starting it again would end the same."""
+"""The exit code of a child whose command line or checkpoint is wrong: starting it again would end the same, unless
+it worked before."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Child:
     since: float = 0.0
     pid: int | None = None
     failures: int = 0
+    was_ready: bool = False
     log_start: int = 0
     """Where in its log the present run begins."""
 
@@ -138,7 +140,7 @@ class Supervisor:
             if code is None:
                 break
             ran_s = self._clock() - began
-            if code == REFUSED:
+            if code == REFUSED and not child.was_ready:
                 self._enter(child, "refused")
                 self._tell(Event("refused", child, took_s=ran_s, code=code, why=why))
                 await self._stop.wait()
@@ -191,6 +193,7 @@ class Supervisor:
                 if child.state == "starting":
                     pause = self._waits.probe_every_s
                     if await self._probe(child.spec.ready_url) and not died.done():
+                        child.was_ready = True
                         self._enter(child, "ready")
                         self._tell(Event("ready", child, took_s=self._clock() - began))
                         pause = None
