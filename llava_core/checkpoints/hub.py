@@ -1,0 +1,189 @@
+"""Load checkpoints in transformers' own format: llava-hf and its kin, and text-only language models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llava_core.checkpoints import files
+from llava_core.checkpoints.base import TokenFacts
+from llava_core.checkpoints.hub_vision import FAMILIES, load_vision
+from llava_core.checkpoints.loaded import Checkpoint
+from llava_core.checkpoints.placement import Placement, Wish, count_weights, place
+from llava_core.checkpoints.prompting import Prompter
+from llava_core.checkpoints.recognise import Recognised
+from llava_core.checkpoints.tokens import answer_ends, context_length, model_info
+from llava_core.conversation import TemplateFacts, choose_template
+from llava_core.errors import BadCheckpoint, LlavaError, MissingDependency
+from llava_core.types import assistant, user
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_COMPUTED = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")
+_PROBE = "\ue000answer\ue001"
+
+
+def read_config(found: Recognised) -> PreTrainedConfig:
+    """The checkpoint's config as transformers reads it. BadCheckpoint for a model it does not know."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
+    except Exception as cause:
+        own_code = " It brings code of its own, which is not run." if found.config.get("auto_map") else ""
+        raise BadCheckpoint(
+            f"config.json of {found.folder.name!r} (model_type {found.model_type!r}) cannot be used: {cause}."
+            f"{own_code} Known are {', '.join(FAMILIES)} and text-only causal language models"
+        ) from cause
+
+
+def empty_model(config: PreTrainedConfig, *, text_only: bool) -> PreTrainedModel:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return _auto_class(text_only).from_config(config, trust_remote_code=False)
+
+
+def load_hub(found: Recognised, wish: Wish, *, name: str, conv_template: str | None = None) -> Checkpoint:
+    """Read a checkpoint into memory."""
+    config: Any = read_config(found)
+    text_only = found.kind == "text"
+    vision = None if text_only else load_vision(found.folder, config)
+    tokenizer = load_tokenizer(found.folder)
+    image_token = None if text_only else str(tokenizer.convert_ids_to_tokens(config.image_token_id))
+    prompter, template, reason, stop = _prompter(found, config, tokenizer, image_token, conv_template)
+    placement = place(wish, count_weights(empty_model(config, text_only=text_only)), saved_dtype=_saved_dtype(config))
+    model = _load_model(found, config, placement, text_only)
+    text = config.get_text_config()
+    configured = [getattr(part, "eos_token_id", None) for part in (text, model.generation_config)]
+    ends, stops = answer_ends(tokenizer, [*configured, *_turn_end(tokenizer, prompter)], stop)
+    marks = (getattr(config, key, None) for key in ("image_token_id", "video_token_id"))
+    never = frozenset(int(mark) for mark in marks if mark is not None)
+    return Checkpoint(
+        model=model,
+        tokenizer=tokenizer,
+        facts=TokenFacts(ends, None if text_only else int(config.image_token_id), stops, never),
+        info=model_info(
+            name,
+            found.config,
+            placement,
+            context=context_length(text, found.config),
+            template=template,
+            reason=reason,
+            images=not text_only,
+        ),
+        prompter=prompter,
+        vision=vision,
+    )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer. BadCheckpoint where it is missing or damaged."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as cause:
+        raise BadCheckpoint(
+            f"the tokenizer of {folder.name!r} cannot be read ({type(cause).__name__}: {cause}); fetch tokenizer.json "
+            "and tokenizer_config.json, or tokenizer.model"
+        ) from cause
+
+
+def find_chat_template(folder: Path, tokenizer: Any) -> tuple[str, str] | None:
+    """The checkpoint's own chat template and the file it stands in."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8"), "chat_template.jinja"
+    for name in ("chat_template.json", "processor_config.json"):
+        if (folder / name).is_file():
+            given = files.read_json(folder / name).get("chat_template")
+            if isinstance(given, str):
+                return given, name
+    given = tokenizer.chat_template
+    if isinstance(given, dict):
+        given = given.get("default")
+    return (given, "tokenizer_config.json") if isinstance(given, str) else None
+
+
+def _prompter(
+    found: Recognised, config: Any, tokenizer: Any, image_token: str | None, conv_template: str | None
+) -> tuple[Prompter, str, str, str | None]:
+    """The prompter, the template's name, the reason for it, and its stop string if it has one."""
+    own = None if conv_template else find_chat_template(found.folder, tokenizer)
+    if own:
+        source, file = own
+        wrap = ("", "") if image_token is None else FAMILIES[config.model_type].wrap
+        prompter = Prompter.for_chat_template(
+            tokenizer,
+            source,
+            image_token=image_token,
+            placeholder_id=None if image_token is None else int(config.image_token_id),
+            image_wrap=wrap,
+        )
+        return prompter, "chat template", f"the checkpoint brings its own, in {file}", None
+    text = config.get_text_config()
+    facts = TemplateFacts(
+        model_type=str(text.model_type),
+        bases=tuple(str(base) for base in (found.config.get("_name_or_path"),) if base),
+        chat_tokens=frozenset(tokenizer.get_added_vocab()),
+        folder=found.folder.resolve().name,
+    )
+    template, reason = choose_template(facts, conv_template)
+    placeholder = None if image_token is None else int(config.image_token_id)
+    return Prompter.for_template(tokenizer, template, placeholder_id=placeholder), template.name, reason, template.stop
+
+
+def _turn_end(tokenizer: Any, prompter: Prompter) -> list[int]:
+    """The special token that the template writes after an answer; not every generation_config names it."""
+    try:
+        text = prompter.tokenize([user("Hello"), assistant(_PROBE), user("Hello")], []).text
+    except LlavaError:  # a template that takes no such chat says nothing about ends
+        return []
+    after = text.partition(_PROBE)[2].lstrip()
+    special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
+    found = max((token for token in special if after.startswith(token)), key=len, default=None)
+    return [] if found is None else [int(tokenizer.convert_tokens_to_ids(found))]
+
+
+def _saved_dtype(config: Any) -> str:
+    return str(getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)).removeprefix(
+        "torch."
+    )
+
+
+def _auto_class(text_only: bool) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForCausalLM if text_only else AutoModelForImageTextToText
+
+
+def _load_model(found: Recognised, config: PreTrainedConfig, placement: Placement, text_only: bool) -> PreTrainedModel:
+    try:
+        model, report = _auto_class(text_only).from_pretrained(
+            found.folder,
+            config=config,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placement.load_arguments(),
+        )
+    except ImportError as cause:
+        raise MissingDependency(f"{found.folder.name!r} needs a package that is not installed: {cause}") from cause
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as cause:
+        raise BadCheckpoint(f"the weights of {found.folder.name!r} cannot be loaded: {cause}") from cause
+    problems = [
+        f"{words}: {', '.join(listed[:6])}" + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+        for words, keys in (
+            ("it lacks", report["missing_keys"]),
+            ("it has weights that belong nowhere", report["unexpected_keys"]),
+            ("of another shape than config.json says", report["mismatched_keys"]),
+        )
+        if (listed := sorted(str(key) for key in keys if not _COMPUTED.search(str(key))))
+    ]
+    if problems:
+        raise BadCheckpoint(f"the weights of {found.folder.name!r} do not fit its config.json; {'; '.join(problems)}")
+    return model.eval()
