@@ -26,11 +26,11 @@ def embedded_default(console: Console) -> ModelSpec:
     if not folder.exists():
         console.print("Building the built-in model (once)", style="dim")
         _build(folder)
-    console.print(
-        "No --model was given: serving the built-in tiny model. Its weights are random, so its answers are gibberish;\n"
+    for line in (
+        "No --model was given: serving the built-in tiny model. Its weights are random, so its answers are gibberish;",
         "it shows that everything is wired up. Serve a real one with ./launch.sh --model PATH_OR_ID",
-        style="yellow",
-    )
+    ):
+        console.print(line, style="yellow", soft_wrap=True)
     return ModelSpec(path=str(folder), name="tiny-random")
 
 
