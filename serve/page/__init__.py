@@ -1,0 +1,1 @@
+"""What the page knows without Gradio: chats, rooms that answer, Markdown made safe, pictures, models, ratings."""

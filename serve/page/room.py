@@ -1,0 +1,236 @@
+"""A room holds one conversation and the answer on its way; readers come and go, the answer goes on.
+
+A reader is one open browser page. When the last one has left, an answer still on its way is stopped after a grace,
+so that a page that was only reloaded finds it again and a page that was closed frees the model's slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from llava_core.errors import LlavaError, WorkerLost
+from llava_core.types import Chunk, Request, Sampling, Usage
+from serve.page import session
+from serve.page.pictures import PictureDesk
+from serve.page.session import Chat, Figures, Notice, Picture
+from serve.page.source import AnswerSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoomTimings:
+    """In seconds. `update_s` is the least time between two looks a reader gets at a growing answer; `halt_s` is how
+    long a stopped answer may take to let go of its worker."""
+
+    update_s: float = 0.05
+    grace_s: float = 10.0
+    halt_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the person set for the answers to come."""
+
+    system: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+class Room:
+    """Its methods belong to one event loop. Those that start or end an answer wait for each other."""
+
+    def __init__(
+        self,
+        source: AnswerSource,
+        pictures: PictureDesk,
+        owner: str = "",
+        timings: RoomTimings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.chat = Chat()
+        self.settings = Settings()
+        self.revision = 0
+        self._source = source
+        self._pictures = pictures
+        self._owner = owner
+        self._timings = timings or RoomTimings()
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._answering: asyncio.Task[None] | None = None
+        self._readers: dict[str, int] = {}
+        self._leaving: asyncio.TimerHandle | None = None
+
+    @property
+    def is_answering(self) -> bool:
+        return self.chat.running is not None
+
+    async def ask(self, text: str, pictures: tuple[Picture, ...], model: str, settings: Settings) -> None:
+        async with self._lock:
+            await self._halt()
+            self._begin(session.ask(self.chat, text, pictures, model), settings)
+
+    async def retry(self, model: str, settings: Settings) -> None:
+        async with self._lock:
+            await self._halt()
+            self._begin(session.retry(self.chat, model), settings)
+
+    async def edit(
+        self, turn_id: str, text: str, pictures: tuple[Picture, ...], model: str, settings: Settings
+    ) -> None:
+        async with self._lock:
+            await self._halt()
+            self._begin(session.edit(self.chat, turn_id, text, pictures, model), settings)
+
+    async def change(self, to: Callable[[Chat], Chat]) -> None:
+        """Any other move: undo, clear, restore. It ends an answer on its way."""
+        async with self._lock:
+            await self._halt()
+            self._set(to(self.chat))
+
+    async def stop(self) -> None:
+        """End the answer on its way; what it has said stays."""
+        async with self._lock:
+            await self._halt()
+
+    def mark(self, to: Callable[[Chat], Chat]) -> None:
+        """A change that lets an answer go on: a rating, say."""
+        self._set(to(self.chat))
+
+    def refuse(self, error: LlavaError, text: str, pictures: tuple[Picture, ...], model: str) -> None:
+        """A question that could not be asked at all still stands in the chat, with the reason beside it."""
+        asked = session.ask(self.chat, text, pictures, model)
+        answer = asked.turns[-1].answer.id
+        self._set(session.update(asked, answer, state="failed", notice=session.notice_of(error)))
+
+    async def follow(self, reader: str) -> AsyncIterator[Chat]:
+        """The chat now and at every change while an answer is on its way. A reader's later call ends its earlier."""
+        ticket = self._enter(reader)
+        while True:
+            seen, changed, shown_at = self.revision, self._changed, self._clock()
+            yield self.chat
+            if self._readers.get(reader) != ticket or (not self.is_answering and self.revision == seen):
+                return
+            if self.revision == seen:
+                await changed.wait()
+            if self.is_answering:
+                await asyncio.sleep(max(0.0, shown_at + self._timings.update_s - self._clock()))
+
+    def leave(self, reader: str) -> None:
+        """The page of this reader is gone."""
+        self._readers.pop(reader, None)
+        if not self._readers and self.is_answering and self._leaving is None:
+            self._leaving = asyncio.get_running_loop().call_later(self._timings.grace_s, self._give_up)
+
+    async def aclose(self) -> None:
+        if self._leaving:
+            self._leaving.cancel()
+        await self.stop()
+
+    def _enter(self, reader: str) -> int:
+        if self._leaving:
+            self._leaving.cancel()
+            self._leaving = None
+        self._readers[reader] = self._readers.get(reader, 0) + 1
+        self._announce()  # so that this reader's earlier call sees its ticket is spent
+        return self._readers[reader]
+
+    def _give_up(self) -> None:
+        self._leaving = None
+        if not self._readers and self._answering:
+            self._answering.cancel()
+
+    def _set(self, chat: Chat) -> None:
+        self.chat = chat
+        self.revision += 1
+        self._announce()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _halt(self) -> None:
+        if self._answering:
+            self._answering.cancel()
+            await asyncio.wait({self._answering}, timeout=self._timings.halt_s)
+            self._answering = None
+        running = self.chat.running
+        if running:  # cancelled before its first step, or its source does not let go
+            self._set(session.update(self.chat, running.id, state="stopped"))
+
+    def _begin(self, chat: Chat, settings: Settings) -> None:
+        self.settings = settings
+        self._set(chat)
+        running = chat.running
+        if running:
+            self._answering = asyncio.create_task(self._answer(running.id, running.model, settings))
+
+    async def _answer(self, answer: str, model: str, settings: Settings) -> None:
+        progress = _Progress(asked_at=self._clock())
+        request_id = f"chatcmpl-{uuid.uuid4().hex}"
+        try:
+            urls = await self._pictures.data_urls(session.pictures_sent(self.chat))
+            messages = session.messages(self.chat, urls, settings.system)
+            request = Request(model, messages, settings.sampling, owner=self._owner, id=request_id)
+            async with aclosing(cast("_Closable", self._source.stream(request))) as chunks:
+                async for chunk in chunks:
+                    progress = progress.after(chunk, self._clock())
+                    self._set(session.update(self.chat, answer, state="streaming", text=progress.text))
+            if progress.finish is None:
+                raise WorkerLost("the answer ended without saying that it was complete; retry", request_id=request_id)
+            changes = {"state": "done", "finish_reason": progress.finish.finish_reason}
+        except asyncio.CancelledError:
+            changes = {"state": "stopped"}
+        except LlavaError as error:
+            changes = {"state": "failed", "notice": session.notice_of(error)}
+        except Exception:
+            log.exception("request %s failed in the page", request_id)
+            changes = {"state": "failed", "notice": _unforeseen(request_id)}
+        self._set(session.update(self.chat, answer, text=progress.text, figures=progress.figures, **changes))
+
+
+class _Closable(AsyncIterator[Chunk]):
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What has come of an answer, and when."""
+
+    asked_at: float
+    text: str = ""
+    first_at: float | None = None
+    last_at: float | None = None
+    finish: Chunk | None = None
+
+    def after(self, chunk: Chunk, now: float) -> _Progress:
+        return replace(
+            self,
+            text=self.text + chunk.text,
+            first_at=now if self.first_at is None and chunk.text else self.first_at,
+            last_at=now if chunk.text else self.last_at,
+            finish=chunk if chunk.finish_reason else self.finish,
+        )
+
+    @property
+    def figures(self) -> Figures | None:
+        """None for an answer that did not reach its end: nobody counted its tokens."""
+        usage: Usage | None = self.finish.usage if self.finish else None
+        if usage is None or self.first_at is None or self.last_at is None:
+            return None
+        return Figures(self.first_at - self.asked_at, self.last_at - self.first_at, usage)
+
+
+def _unforeseen(request_id: str) -> Notice:
+    return Notice(
+        "EngineFailure",
+        f"something failed in the page that should not; the log has the details under {request_id}. Retry",
+        retryable=True,
+    )

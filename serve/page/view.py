@@ -1,0 +1,113 @@
+"""A chat as the plain data that the page's script draws: HTML only where Markdown became it, else text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serve.page.markdown import GrowingText, blocks
+from serve.page.session import Answer, Chat, Figures, Notice, Picture, Turn
+
+TITLES = {
+    "BadRequest": "This request cannot be sent",
+    "ContextOverflow": "This chat is too long for the model",
+    "BadImage": "A picture cannot be used",
+    "UnknownModel": "This model is not running",
+    "Unauthorized": "Not allowed",
+    "Overloaded": "Everybody is asking at once",
+    "NoWorker": "Nobody is there to answer",
+    "WorkerLost": "The connection to the model was lost",
+    "WorkerTimeout": "The model took too long",
+    "OutOfMemory": "The model ran out of memory",
+}
+
+
+class Drawer:
+    """Turns one room's chat into view data and remembers what it has rendered."""
+
+    def __init__(self) -> None:
+        self._growing: dict[str, GrowingText] = {}
+        self._rendered: dict[str, tuple[str, bool, tuple[str, ...]]] = {}
+
+    def view(self, chat: Chat, revision: int) -> dict[str, Any]:
+        answers = {answer.id for turn in chat.turns for answer in turn.answers}
+        for store in (self._growing, self._rendered):
+            for gone in store.keys() - answers:
+                del store[gone]
+        return {
+            "revision": revision,
+            "running": chat.running is not None,
+            "restorable": chat.before is not None,
+            "turns": [self._turn(chat, turn) for turn in chat.turns],
+        }
+
+    def _turn(self, chat: Chat, turn: Turn) -> dict[str, Any]:
+        last = turn is chat.turns[-1]
+        return {
+            "id": turn.id,
+            "text": turn.text,
+            "pictures": [_picture(picture) for picture in turn.pictures],
+            "answers": len(turn.answers),
+            "shown": turn.shown,
+            "left_out": not turn.answer.text and not (last and turn.answer.is_running),
+            "answer": self._answer(turn.answer),
+        }
+
+    def _answer(self, answer: Answer) -> dict[str, Any]:
+        return {
+            "id": answer.id,
+            "model": answer.model,
+            "state": answer.state,
+            "blocks": list(self._blocks(answer)),
+            # The raw text is what the copy button copies; a running answer has no such button yet.
+            "text": "" if answer.is_running else answer.text,
+            "notice": _notice(answer.notice),
+            "figures": _figures(answer.figures),
+            "cut": answer.finish_reason == "length",
+            "rating": answer.rating,
+            "flagged": answer.flagged,
+        }
+
+    def _blocks(self, answer: Answer) -> tuple[str, ...]:
+        text, final, rendered = self._rendered.get(answer.id, ("", False, ()))
+        if text == answer.text and final == (not answer.is_running):
+            return rendered
+        if answer.is_running:
+            rendered = self._growing.setdefault(answer.id, GrowingText()).blocks(answer.text)
+        else:
+            self._growing.pop(answer.id, None)
+            rendered = blocks(answer.text)
+        self._rendered[answer.id] = (answer.text, not answer.is_running, rendered)
+        return rendered
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    """With what the browser sends back to ask with the same picture again."""
+    claim = {"example": picture.example} if picture.example else {"path": picture.path}
+    return {"name": picture.name, "url": picture.url, "size": picture.size, **claim}
+
+
+def _notice(notice: Notice | None) -> dict[str, Any] | None:
+    if notice is None:
+        return None
+    return {
+        "code": notice.code,
+        "title": TITLES.get(notice.code, "The answer failed"),
+        "message": notice.message[:1].upper() + notice.message[1:],
+        # The same question with a picture nobody can read fails again; it has to be edited.
+        "retry": notice.code != "BadImage",
+        "after": notice.retry_after,
+    }
+
+
+def _figures(figures: Figures | None) -> dict[str, Any] | None:
+    if figures is None:
+        return None
+    usage = figures.usage
+    return {
+        "first_token_s": round(figures.first_token_s, 3),
+        "tokens_per_s": figures.tokens_per_s and round(figures.tokens_per_s, 2),
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "image_tokens": usage.image_tokens,
+        "cached_tokens": usage.cached_tokens,
+    }

@@ -1,0 +1,253 @@
+// Where questions are written: text that grows, pictures by picking, pasting or dropping, and what goes with them.
+"use strict";
+
+LlavaServe.composer = (element, gradio) => new Composer(element.firstElementChild, gradio);
+
+class Composer {
+  constructor(root, { props, upload }) {
+    this.root = root;
+    this.props = props;
+    this.uploadFile = upload;
+    this.view = viewOf(root.dataset.view);
+    this.view.composer = this;
+    this.pictures = [];
+    this.build();
+    this.listen();
+    this.text.value = stored("tab", `draft-${this.view.name}`) ?? "";
+    this.grow();
+    this.refresh();
+    for (const pane of this.view.panes) pane.draw();
+  }
+
+  build() {
+    this.files = el("input", { type: "file", accept: "image/*", multiple: true, hidden: true, "aria-label": "Pictures" });
+    this.shelf = el("div.ls-shelf", { hidden: true });
+    this.bar = el("div.ls-bar", { hidden: true });
+    this.strip = el("div.ls-strip", { hidden: true });
+    this.text = el("textarea.ls-input", { rows: 1, "aria-label": "Your question", enterkeyhint: "send" });
+    this.sendButton = iconButton("send", "Send", () => this.primary(), { className: ".ls-send" });
+    this.undoButton = iconButton("undo", "Undo the last turn", () => this.view.undo());
+    this.clearButton = el("button.ls-button.ls-new", { type: "button", title: "New chat", "aria-label": "New chat", onclick: () => this.view.clear() },
+      icon("fresh"), el("span", {}, "New chat"));
+    this.settingsButton = iconButton("sliders", "Settings", () => popover(this.settingsButton, settingsPanel, ".ls-settings-popover"),
+      { "aria-haspopup": "dialog", "aria-expanded": "false" });
+    this.keptButton = el("button.ls-text-button", { type: "button", onclick: () => popover(this.keptButton, () => this.whatIsKept(), ".ls-kept") }, "What is kept?");
+    this.box = el("div.ls-box", {}, this.shelf, this.text,
+      el("div.ls-tools", {},
+        iconButton("picture", "Add pictures", () => this.files.click(), { className: ".ls-attach" }), this.settingsButton,
+        el("span.ls-gap"), this.undoButton, this.clearButton, this.sendButton), this.files);
+    this.root.append(this.strip, this.bar, this.box,
+      el("p.ls-foot", {}, "Models make mistakes. Check what matters. ", this.keptButton));
+    this.veil = el("div.ls-veil", { hidden: true }, el("div", {}, icon("picture"), el("strong", {}, "Drop pictures here")));
+    this.root.append(this.veil);
+  }
+
+  listen() {
+    this.files.addEventListener("change", () => { this.add(this.files.files); this.files.value = ""; });
+    this.text.addEventListener("input", () => { this.grow(); this.keepDraft(); this.refresh(); });
+    this.text.addEventListener("keydown", (event) => this.key(event));
+    this.text.addEventListener("paste", (event) => {
+      const files = [...event.clipboardData.files];
+      if (!files.length) return;
+      event.preventDefault();
+      this.add(files);
+    });
+    settingsListeners.add(() => this.refresh());
+    this.listenForDrops();
+  }
+
+  // Pictures may be dropped anywhere on the page while this tab is the one that shows.
+  listenForDrops() {
+    let depth = 0;
+    const shown = () => this.root.offsetParent !== null;
+    const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+    const veil = (on) => { this.veil.hidden = !on; };
+    document.addEventListener("dragenter", (event) => { if (shown() && carriesFiles(event)) { depth += 1; veil(true); } });
+    document.addEventListener("dragleave", (event) => { if (shown() && carriesFiles(event)) { depth = Math.max(0, depth - 1); veil(depth > 0); } });
+    document.addEventListener("dragover", (event) => { if (shown()) event.preventDefault(); });
+    document.addEventListener("drop", (event) => {
+      if (!shown() || !event.dataTransfer) return;
+      event.preventDefault();
+      depth = 0;
+      veil(false);
+      if (event.dataTransfer.files.length) this.add(event.dataTransfer.files);
+      else if (event.dataTransfer.types.includes("text/uri-list")) toast("That is only a link; save the picture and drop the file.", "error");
+    });
+  }
+
+  key(event) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      if (!this.view.running) this.submit();
+      else if (!this.isEmpty) toast("Still answering: stop it first, or wait.");
+    } else if (event.key === "Escape") {
+      if (this.view.editing !== null) this.view.cancelEdit();
+      else if (this.view.running) this.view.stop();
+    } else if (event.key === "ArrowUp" && this.isEmpty && this.view.turns.length) {
+      event.preventDefault();
+      this.view.edit(this.view.turns.at(-1).id, this.view.panes[0]);
+    }
+  }
+
+  get isEmpty() {
+    return !this.text.value.trim() && !this.pictures.length;
+  }
+
+  primary() {
+    if (this.view.running) this.view.stop();
+    else this.submit();
+  }
+
+  async submit() {
+    if (this.isEmpty || this.waiting || !this.canAsk) return;
+    this.waiting = true;
+    this.refresh();
+    await Promise.all(this.pictures.map((picture) => picture.arrival));
+    this.waiting = false;
+    const failed = this.pictures.find((picture) => picture.failed);
+    if (failed) toast(`${failed.name} could not be uploaded. Remove it or attach it again.`, "error");
+    else {
+      this.view.send(this.text.value.trim(), this.pictures.map(({ arrival, ...picture }) => picture));
+      this.load("", []);
+    }
+    this.refresh();
+    this.focus();
+  }
+
+  get canAsk() {
+    return this.view.panes.length > 0 && this.view.panes.every((pane) => pane.picker.chosen);
+  }
+
+  load(text, pictures) {
+    this.text.value = text;
+    this.pictures = pictures.map((picture) => ({ ...picture, arrival: null }));
+    this.keepDraft();
+    this.grow();
+    this.drawShelf();
+    this.refresh();
+    if (text || pictures.length) this.focus();
+  }
+
+  focus() {
+    // A phone would open its keyboard over the answer.
+    if (window.matchMedia("(pointer: fine)").matches) this.text.focus({ preventScroll: true });
+  }
+
+  keepDraft() {
+    stored("tab", `draft-${this.view.name}`, this.text.value || null);
+  }
+
+  grow() {
+    this.text.style.height = "auto";
+    this.text.style.height = `${Math.min(this.text.scrollHeight, window.innerHeight * 0.38)}px`;
+  }
+
+  // pictures ---------------------------------------------------------------------------------------------------
+
+  add(files) {
+    for (const file of files) this.addOne(file);
+    this.drawShelf();
+    this.refresh();
+  }
+
+  addOne(file) {
+    const most = this.props.max_bytes;
+    const name = file.name || "pasted.png";
+    if (this.pictures.length >= this.props.max_images) return toast(`At most ${this.props.max_images} pictures fit in one chat.`, "error");
+    if (!file.type.startsWith("image/")) return toast(`${name} is not a picture, as far as its name tells.`, "error");
+    if (file.size > most) return toast(`${name} is ${megabytes(file.size)}; at most ${megabytes(most)} are allowed. Make it smaller and try again.`, "error");
+    if (!file.size) return toast(`${name} is empty.`, "error");
+    const picture = { name, url: URL.createObjectURL(file), size: file.size, path: "" };
+    picture.arrival = this.uploadFile(file).then(({ path }) => { picture.path = path; localPictures.set(path, picture.url); })
+      .catch(() => { picture.failed = true; })
+      .finally(() => { picture.arrival = null; this.drawShelf(); this.refresh(); });
+    this.pictures.push(picture);
+    return undefined;
+  }
+
+  addExample(example, question) {
+    this.load(question, [{ name: example.title, url: `examples/${encodeURIComponent(example.file)}`, example: example.file, size: 0 }]);
+  }
+
+  drawShelf() {
+    this.shelf.hidden = !this.pictures.length;
+    this.shelf.replaceChildren(...this.pictures.map((picture) => {
+      const image = el("img", { src: pictureUrl(picture), alt: picture.name, onclick: () => lightbox(pictureUrl(picture), picture.name) });
+      const chip = el("figure.ls-chip", { title: picture.name }, image,
+        iconButton("close", `Remove ${picture.name}`, () => {
+          this.pictures = this.pictures.filter((other) => other !== picture);
+          this.drawShelf();
+          this.refresh();
+          this.text.focus();
+        }, { className: ".ls-chip-remove" }));
+      image.addEventListener("error", () => unshown(image, picture));
+      chip.classList.toggle("ls-arriving", Boolean(picture.arrival));
+      chip.classList.toggle("ls-failed", Boolean(picture.failed));
+      return chip;
+    }));
+  }
+
+  // what depends on the rest -------------------------------------------------------------------------------------
+
+  refresh() {
+    const { view } = this;
+    const running = view.running;
+    this.text.placeholder = offer.known && !offer.models.length ? "No model is running yet" : view.turns.length ? "Ask a follow-up" : "Ask about a picture, or anything";
+    const mode = running ? "stop" : "send";
+    if (this.sendButton.dataset.mode !== mode) {
+      this.sendButton.dataset.mode = mode;
+      this.sendButton.replaceChildren(icon(mode));
+      this.sendButton.title = running ? "Stop" : "Send";
+      this.sendButton.setAttribute("aria-label", this.sendButton.title);
+    }
+    this.sendButton.disabled = !running && (this.isEmpty || this.waiting || !this.canAsk);
+    this.undoButton.hidden = this.clearButton.hidden = !view.turns.length;
+    this.settingsButton.classList.toggle("ls-changed", settingsAreChanged());
+    this.drawBar();
+    this.drawStrip();
+  }
+
+  drawBar() {
+    const { view } = this;
+    const editing = view.editing !== null;
+    const says = editing ? "Rewriting a question; what follows it will go." : view.restorable ? { clear: "The chat was cleared.", undo: "The last turn was taken back.", edit: "What came after was taken away." }[view.taken] ?? "Something was taken away." : "";
+    this.bar.hidden = !says;
+    if (this.bar.dataset.says === says) return;
+    this.bar.dataset.says = says;
+    this.bar.replaceChildren(el("span", {}, says), el("button.ls-text-button", {
+      type: "button", onclick: () => (view.editing !== null ? view.cancelEdit() : view.restore()),
+    }, editing ? "Cancel" : "Bring it back"));
+  }
+
+  // Columns have no room for the large examples, so the composer carries small ones.
+  drawStrip() {
+    const wanted = this.view.panes.length > 1 && !this.view.turns.length && this.isEmpty && offer.models.length > 0;
+    this.strip.hidden = !wanted;
+    if (!wanted || this.strip.childElementCount) return;
+    this.strip.append(...this.props.examples.map((example) => el("button.ls-strip-item", {
+      type: "button", title: `${example.title}: ${example.questions[0]}`, onclick: () => this.addExample(example, example.questions[0]),
+    }, el("img", { src: `examples/${encodeURIComponent(example.file)}`, alt: example.title, loading: "lazy" }))));
+  }
+
+  whatIsKept() {
+    return el("div.ls-kept-text", {}, el("h2", {}, "What is kept?"),
+      el("p", {}, "The chat lives in this browser tab and in the server's memory; nobody else sees it. Attached pictures stay on the server for a day at most."),
+      el("p", {}, this.props.promise));
+  }
+}
+
+// Uploaded files by their path on the server: what the browser has at hand it need not fetch again.
+const localPictures = new Map();
+
+function pictureUrl(picture) {
+  return localPictures.get(picture.path) ?? picture.url;
+}
+
+// A file that calls itself a picture but that the browser cannot show, HEIC say: its name stands for it.
+function unshown(image, picture) {
+  image.replaceWith(el("span.ls-unshown", { title: picture.name }, icon("picture"), el("small", {}, picture.name)));
+}
+
+function megabytes(bytes) {
+  return `${(bytes / 1048576).toFixed(1)} MB`;
+}

@@ -1,0 +1,87 @@
+// How answers are drawn: a small panel, remembered by this browser, sent along with every question.
+"use strict";
+
+const SETTING_FIELDS = [
+  { key: "temperature", label: "Temperature", min: 0, max: 1, step: 0.05, start: 0.2, hint: "0 always takes the likeliest word" },
+  { key: "top_p", label: "Top-p", min: 0, max: 1, step: 0.05, start: 0.7, hint: "words from the likeliest part only" },
+  { key: "max_tokens", label: "Longest answer", min: 64, max: 4096, step: 64, start: 512, hint: "in tokens" },
+];
+const SETTING_START = { ...Object.fromEntries(SETTING_FIELDS.map((field) => [field.key, field.start])), seed: "", system: "" };
+
+const settings = readSettings();
+const settingsListeners = new Set();
+
+function readSettings() {
+  try {
+    const kept = JSON.parse(stored("browser", "settings") ?? "{}");
+    const read = { ...SETTING_START };
+    for (const field of SETTING_FIELDS) {
+      const value = Number(kept[field.key]);
+      if (kept[field.key] !== undefined && value >= field.min && value <= field.max) read[field.key] = value;
+    }
+    for (const key of ["seed", "system"]) if (typeof kept[key] === "string") read[key] = kept[key];
+    return read;
+  } catch {
+    return { ...SETTING_START };
+  }
+}
+
+function setSetting(key, value) {
+  settings[key] = value;
+  stored("browser", "settings", JSON.stringify(settings));
+  settingsListeners.forEach((listener) => listener());
+}
+
+function settingsAreChanged() {
+  return Object.keys(SETTING_START).some((key) => settings[key] !== SETTING_START[key]);
+}
+
+function settingsPanel() {
+  const panel = el("form.ls-settings", { onsubmit: (event) => event.preventDefault() });
+  const draw = () => panel.replaceChildren(
+    el("header", {}, el("h2", {}, "Settings"),
+      el("button.ls-text-button", {
+        type: "button",
+        onclick: () => { for (const key in SETTING_START) setSetting(key, SETTING_START[key]); draw(); },
+      }, "Reset")),
+    ...SETTING_FIELDS.map(slider),
+    el("label.ls-field", {}, el("span", {}, "Seed"),
+      el("input", {
+        type: "text", inputmode: "numeric", name: "seed", value: settings.seed, placeholder: "random",
+        oninput: (event) => {
+          event.target.value = event.target.value.replace(/[^\d]/g, "").slice(0, 18);
+          setSetting("seed", event.target.value);
+        },
+      })),
+    el("label.ls-field.ls-field-tall", {}, el("span", {}, "System prompt"),
+      el("textarea", {
+        rows: 3, name: "system", placeholder: "Optional: how the model should behave", maxlength: 20000,
+        oninput: (event) => setSetting("system", event.target.value),
+      }, settings.system)),
+  );
+  draw();
+  return panel;
+}
+
+function slider(field) {
+  const number = el("input", {
+    type: "number", name: field.key, min: field.min, max: field.max, step: field.step, value: String(settings[field.key]),
+    "aria-label": field.label,
+  });
+  const range = el("input", {
+    type: "range", min: field.min, max: field.max, step: field.step, value: String(settings[field.key]),
+    "aria-label": field.label, title: field.hint, tabindex: "-1",
+  });
+  const take = (value) => {
+    if (!Number.isFinite(value)) return;
+    const kept = Math.min(field.max, Math.max(field.min, value));
+    setSetting(field.key, field.key === "max_tokens" ? Math.round(kept) : kept);
+    fill();
+  };
+  const fill = () => range.style.setProperty("--ls-fill", `${(100 * (settings[field.key] - field.min)) / (field.max - field.min)}%`);
+  range.addEventListener("input", () => { take(Number(range.value)); number.value = String(settings[field.key]); });
+  number.addEventListener("input", () => { take(number.valueAsNumber); range.value = String(settings[field.key]); });
+  number.addEventListener("change", () => { number.value = String(settings[field.key]); });
+  fill();
+  return el("div.ls-field", {}, el("span", {}, field.label, el("small", {}, field.hint)), range, number);
+}

@@ -1,0 +1,160 @@
+// One turn drawn and kept up to date: the question, the answer as it grows, its figures, its notice, its buttons.
+"use strict";
+
+class TurnView {
+  constructor(pane) {
+    this.pane = pane;
+    this.question = el("div.ls-question");
+    this.blocks = el("div.ls-answer-text");
+    this.wait = el("div.ls-wait", { role: "status" });
+    this.head = el("div.ls-answer-head");
+    this.notice = el("div.ls-notice-place");
+    this.foot = el("div.ls-answer-foot");
+    this.answer = el("div.ls-answer", {}, this.head, this.blocks, this.wait, this.notice, this.foot);
+    this.root = el("article.ls-turn", {}, this.question, this.answer);
+    this.blocks.addEventListener("click", (event) => {
+      const button = event.target.closest(".ls-code-copy");
+      if (button) copyText(button.closest("figure").querySelector("code").textContent, button);
+    });
+    this.drawn = {};
+  }
+
+  update(turn, last) {
+    this.turn = turn;
+    const { answer } = turn;
+    const running = answer.state === "waiting" || answer.state === "streaming";
+    this.root.dataset.state = answer.state;
+    this.root.classList.toggle("ls-last", last);
+    this.part("question", [turn.text, turn.pictures, turn.left_out, turn.id], () => this.drawQuestion(turn));
+    this.part("head", [answer.model, turn.answers, turn.shown, last, running], () => this.drawHead(turn, last && !running));
+    this.drawBlocks(answer.blocks);
+    this.part("wait", [answer.state], () => this.drawWait(answer));
+    this.part("notice", [answer.notice, last], () => this.drawNotice(answer.notice, last));
+    this.part("foot", [answer, last, running].map((value) => (value === answer ? { ...answer, blocks: 0 } : value)), () => this.drawFoot(answer, last, running));
+  }
+
+  // Draws a part only where what it shows has changed, so that buttons keep their focus while text streams.
+  part(name, facts, draw) {
+    const key = JSON.stringify(facts);
+    if (this.drawn[name] === key) return;
+    this.drawn[name] = key;
+    draw();
+  }
+
+  drawQuestion(turn) {
+    const pictures = el("div.ls-pictures", { data: { count: String(Math.min(turn.pictures.length, 4)) } }, turn.pictures.map((picture) => {
+      const image = el("img", { src: pictureUrl(picture), alt: picture.name });
+      image.addEventListener("error", () => unshown(image, picture));
+      return el("button.ls-picture", { type: "button", title: picture.name, onclick: () => lightbox(pictureUrl(picture), picture.name) }, image);
+    }));
+    const copy = iconButton("copy", "Copy the question", () => copyText(turn.text, copy));
+    this.question.replaceChildren(...[
+      turn.pictures.length && pictures,
+      turn.text && el("div.ls-bubble", {}, turn.text),
+      turn.left_out && el("p.ls-left-out", {}, "Left out of the chat, since it has no answer"),
+      turn.id !== "pending" && el("div.ls-actions", {},
+        turn.text && copy, iconButton("edit", "Edit and ask again", () => this.pane.view.edit(turn.id, this.pane))),
+    ].filter(Boolean));
+  }
+
+  drawHead(turn, choosable) {
+    const step = (by) => this.pane.act({ do: "show", turn: turn.id, shown: turn.shown + by });
+    const several = turn.answers > 1 && el("span.ls-variants", {},
+      iconButton("left", "The answer before", () => step(-1), { disabled: !choosable || turn.shown === 0 }),
+      el("span", {}, `${turn.shown + 1} of ${turn.answers}`),
+      iconButton("right", "The next answer", () => step(1), { disabled: !choosable || turn.shown === turn.answers - 1 }));
+    this.head.replaceChildren(...[el("span.ls-model-tag", {}, turn.answer.model), several].filter(Boolean));
+  }
+
+  drawBlocks(blocks) {
+    blocks.forEach((html, index) => {
+      let node = this.blocks.children[index];
+      if (!node) this.blocks.append((node = el("div.ls-block")));
+      if (node.source === html) return;
+      node.source = html;
+      node.innerHTML = html; // made by the server from Markdown with raw HTML escaped
+      setMath(node);
+    });
+    while (this.blocks.childElementCount > blocks.length) this.blocks.lastElementChild.remove();
+  }
+
+  drawWait(answer) {
+    clearInterval(this.clock);
+    this.wait.replaceChildren();
+    if (answer.state !== "waiting") return;
+    const since = Date.now();
+    const label = el("span");
+    this.wait.append(el("span.ls-dots", {}, el("i"), el("i"), el("i")), label);
+    // A short wait needs no words.
+    this.clock = setInterval(() => {
+      if (!this.root.isConnected) return clearInterval(this.clock);
+      const seconds = Math.floor((Date.now() - since) / 1000);
+      label.textContent = seconds < 2 ? "" : `${this.turn.pictures.length ? "Looking closely" : "Thinking"}… ${seconds} s`;
+      return undefined;
+    }, 500);
+  }
+
+  drawNotice(notice, last) {
+    if (!notice) return this.notice.replaceChildren();
+    const { pane, turn } = this;
+    const retry = el("button.ls-action.ls-retry", { type: "button", onclick: () => pane.retry() }, icon("retry"), el("span", {}, "Retry"));
+    this.notice.replaceChildren(el("div.ls-notice", { role: "alert", data: { code: notice.code } }, icon("warn"),
+      el("div", {}, el("strong", {}, notice.title), el("p", {}, sentence(notice.message)),
+        last && el("div.ls-notice-actions", {},
+          notice.retry && retry,
+          el("button.ls-action", { type: "button", onclick: () => pane.view.edit(turn.id, pane) }, icon("edit"), el("span", {}, "Edit the question")),
+          notice.code === "ContextOverflow" && el("button.ls-action", { type: "button", onclick: () => pane.view.clear() }, icon("fresh"), el("span", {}, "New chat"))))));
+    if (notice.after && last && notice.retry) countDown(retry, notice.after);
+    return undefined;
+  }
+
+  drawFoot(answer, last, running) {
+    if (running) return this.foot.replaceChildren();
+    const { pane } = this;
+    const copy = iconButton("copy", "Copy the answer", () => copyText(answer.text, copy));
+    const rate = (changes) => {
+      pane.act({ do: "rate", answer: answer.id, rating: answer.rating, flagged: answer.flagged, ...changes });
+      if (changes.rating || changes.flagged) toast("Noted. " + pane.view.composer.props.promise);
+    };
+    const rating = (kind, label) => iconButton("up", label, () => rate({ rating: answer.rating === kind ? "" : kind }),
+      { className: `.ls-${kind}`, "aria-pressed": String(answer.rating === kind) });
+    this.foot.replaceChildren(...[
+      el("div.ls-figures", {}, figuresOf(answer).map(([text, title]) => el("span", { title }, text))),
+      answer.text && el("div.ls-actions", {}, copy,
+        last && !answer.notice && iconButton("retry", "Answer again", () => pane.retry(), { className: ".ls-again" }),
+        rating("like", "Good answer"), rating("dislike", "Bad answer"),
+        iconButton("flag", "Flag as harmful or wrong", () => rate({ flagged: !answer.flagged }), { className: ".ls-flag", "aria-pressed": String(answer.flagged) })),
+      !answer.text && answer.state === "stopped" && last && el("div.ls-actions", {}, iconButton("retry", "Answer again", () => pane.retry(), { className: ".ls-again" })),
+    ].filter(Boolean));
+    return undefined;
+  }
+}
+
+function figuresOf(answer) {
+  const figures = answer.figures;
+  const count = (number) => number.toLocaleString("en");
+  return [
+    answer.state === "stopped" && ["stopped", "You stopped this answer; what it said stays in the chat"],
+    answer.cut && ["cut off at the token limit", "The longest answer can be changed in the settings"],
+    figures && [`${seconds(figures.first_token_s)} to first token`, "From sending the question to the first word"],
+    figures?.tokens_per_s && [`${figures.tokens_per_s.toFixed(figures.tokens_per_s < 10 ? 1 : 0)} tokens/s`, `${count(figures.completion_tokens)} tokens in all`],
+    figures?.image_tokens > 0 && [`${count(figures.image_tokens)} image tokens`, `Of ${count(figures.prompt_tokens)} tokens read`],
+    figures?.cached_tokens > 0 && [`${count(figures.cached_tokens)} cached`, `Of ${count(figures.prompt_tokens)} tokens read, these were known from earlier turns`],
+  ].filter(Boolean);
+}
+
+function seconds(value) {
+  return value < 10 ? `${value.toFixed(2)} s` : `${value.toFixed(0)} s`;
+}
+
+function countDown(button, from) {
+  const label = button.querySelector("span");
+  const until = Date.now() + from * 1000;
+  const tick = () => {
+    const left = Math.ceil((until - Date.now()) / 1000);
+    button.disabled = left > 0;
+    label.textContent = left > 0 ? `Retry in ${left} s` : "Retry";
+    if (left > 0 && button.isConnected) setTimeout(tick, 250);
+  };
+  setTimeout(tick);
+}

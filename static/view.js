@@ -1,0 +1,135 @@
+// One tab: its panes (one conversation each) and its composer, which asks all of them at once.
+"use strict";
+
+const views = {};
+
+function viewOf(name) {
+  return (views[name] ??= new View(name));
+}
+
+class View {
+  constructor(name) {
+    this.name = name;
+    this.panes = [];
+    this.composer = null;
+    this.editing = null; // the index of the question that is being rewritten
+    this.taken = "";
+  }
+
+  get turns() {
+    return this.panes[0]?.data.turns ?? [];
+  }
+
+  get running() {
+    return this.panes.some((pane) => pane.running);
+  }
+
+  get restorable() {
+    return this.panes.some((pane) => pane.data.restorable);
+  }
+
+  // Something in a pane or the offer changed: what depends on all of them follows.
+  refresh() {
+    this.composer?.refresh();
+    for (const pane of this.panes) pane.showsRunning(this.panes);
+  }
+
+  showSide(side) {
+    for (const pane of this.panes) pane.root.classList.toggle("ls-behind", pane.side !== side);
+  }
+
+  send(text, pictures) {
+    const index = this.editing;
+    this.editing = null;
+    this.taken = index === null || index === this.turns.length - 1 ? "" : "edit";
+    for (const pane of this.panes) {
+      const turn = index === null ? null : pane.data.turns[index];
+      pane.ask(text, pictures, turn?.id);
+    }
+    this.refresh();
+  }
+
+  stop() {
+    for (const pane of this.panes) if (pane.running) pane.act({ do: "stop" });
+  }
+
+  edit(turnId, pane) {
+    const index = pane.data.turns.findIndex((turn) => turn.id === turnId);
+    if (index < 0) return;
+    const turn = pane.data.turns[index];
+    this.editing = index;
+    this.composer.load(turn.text, turn.pictures);
+    this.markEdited();
+  }
+
+  cancelEdit() {
+    if (this.editing === null) return;
+    this.editing = null;
+    this.composer.load("", []);
+    this.markEdited();
+  }
+
+  markEdited() {
+    for (const pane of this.panes) pane.markEdited(this.editing);
+    this.refresh();
+  }
+
+  // Take the last turn back into the composer, unless something is being written there.
+  undo() {
+    const last = this.turns.at(-1);
+    if (!last) return;
+    this.editing = null;
+    this.taken = "undo";
+    if (this.composer.isEmpty) this.composer.load(last.text, last.pictures);
+    this.all({ do: "undo" });
+  }
+
+  clear() {
+    this.editing = null;
+    this.taken = "clear";
+    this.all({ do: "clear" });
+    this.composer.focus();
+  }
+
+  restore() {
+    if (this.taken === "undo") this.composer.load("", []);
+    this.taken = "";
+    this.all({ do: "restore" });
+  }
+
+  all(message) {
+    for (const pane of this.panes) pane.act(message);
+    this.refresh();
+  }
+}
+
+// Each pane's conversation is found again by a secret that this browser tab keeps; it outlives a reload.
+function makeSecret() {
+  const bytes = crypto.getRandomValues(new Uint8Array(24));
+  return btoa(String.fromCharCode(...bytes)).replace(/\+/g, "-").replace(/\//g, "_");
+}
+
+function keptSecret(key) {
+  const secret = stored("tab", key) || makeSecret();
+  stored("tab", key, secret);
+  return secret;
+}
+
+// A duplicated tab inherits the secrets; whoever had them first answers, and the duplicate makes new ones.
+const tabId = makeSecret();
+const neighbours = "BroadcastChannel" in window ? new BroadcastChannel("llava-serve") : null;
+const ownSecrets = new Map();
+
+neighbours?.addEventListener("message", ({ data }) => {
+  const taken = ownSecrets.get(data.secret);
+  if (!taken || data.tab === tabId) return;
+  if (data.ask) neighbours.postMessage({ secret: data.secret, tab: tabId, mine: true });
+  else if (data.mine && taken.asked) taken.lose();
+});
+
+function claimSecret(secret, lose) {
+  const claim = { asked: true, lose };
+  ownSecrets.set(secret, claim);
+  neighbours?.postMessage({ secret, tab: tabId, ask: true });
+  setTimeout(() => { claim.asked = false; }, 1500);
+}
