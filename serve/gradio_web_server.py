@@ -113,8 +113,8 @@ def serve(context: PageContext, host: str, port: int, share: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         blocks = launch(context, host, port, share)
-    except OSError as error:
-        print(f"error: the page cannot listen on {host}:{port} ({error}); choose another --port", file=sys.stderr)
+    except OSError:
+        print(f"error: the page cannot listen on {host}:{port}, which is taken or not this machine's; choose another --port", file=sys.stderr)
         raise SystemExit(2) from None
     print(f"The page is at http://{host}:{port}", flush=True)
     blocks.block_thread()
