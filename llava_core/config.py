@@ -93,6 +93,8 @@ class ServerLimits:
     keepalive_s: int = 5
     max_control_body_bytes: int = 256 * 1024
     """For registrations and the like, which hold no pictures."""
+    max_held_body_bytes: int = 1024 * 1024 * 1024
+    """Of all requests that are read or answered at one time."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ class Client:
         return await self._directory.cards()
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
-        """The answer as it is made. Closing the iterator (`aclose`) cancels the request on the worker.
+        """The answer as it is made. Closing the iterator (`aclose`, as `contextlib.aclosing` does) cancels the
+        request on the worker; just leaving the loop does not.
 
         All attempts together wait `first_token_s` for the first token; the worker is given up earlier when the
         controller has given it up. A stream that breaks off later raises WorkerLost or WorkerTimeout.
@@ -80,7 +81,8 @@ class Client:
             try:
                 address = await self._pick(request.model, failed)
             except NoWorker as error:
-                raise last or error from None
+                # Nobody else is left: an overload or timeout says more than that, a lost connection less.
+                raise (error if last is None or isinstance(last, WorkerLost) else last) from last
             async with aclosing(self._stream_from(address, request, body, deadline)) as chunks:
                 try:
                     chunk = await anext(chunks)

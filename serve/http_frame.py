@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_core.config import ServerLimits
 from llava_core.errors import EngineFailure
-from serve.error_handlers import error_response, http_error_response
+from serve.error_handlers import error_response
 
 log = logging.getLogger(__name__)
 
+_CLOSE = {"Connection": "close"}
+_BUSY = {"Connection": "close", "Retry-After": "1"}
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -35,6 +38,7 @@ class HttpFrame:
     app: ASGIApp
     max_body_bytes: int
     limits: ServerLimits
+    held_bytes: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,6 +48,9 @@ class HttpFrame:
         given = headers.get("x-request-id", "")
         request_id = given if _GOOD_ID.fullmatch(given) else f"chatcmpl-{uuid.uuid4().hex}"
         scope["request_id"] = request_id
+        most = self.max_body_bytes if scope["path"].startswith("/v1/") else self.limits.max_control_body_bytes
+        length = headers.get("content-length", "")
+        body = _Body(most, refused=length.isdecimal() and int(length[:20]) > most)
         started = False
 
         async def send_framed(message: Message) -> None:
@@ -53,15 +60,16 @@ class HttpFrame:
                 fields = MutableHeaders(scope=message)
                 fields["X-Request-Id"] = request_id
                 fields["X-Content-Type-Options"] = "nosniff"
+            elif body.refused and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await self._take_the_rest(receive, body)
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 
-        most = self.max_body_bytes if scope["path"].startswith("/v1/") else self.limits.max_control_body_bytes
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > most:
-            await self._refuse(_too_large(most), scope, receive, send_framed)
-            return
         try:
-            await self.app(scope, self._bounded(receive, most), send_framed)
+            await self.app(scope, self._bounded(receive, body), send_framed)
+        except ClientDisconnect:
+            log.info("request %s: the caller went away before its body was here", request_id)
         except Exception:
             log.exception("request %s to %s failed", request_id, ascii(scope["path"][:200]))
             if started:
@@ -70,53 +78,58 @@ class HttpFrame:
                 f"something broke in the server; its log tells more under {request_id}", request_id=request_id
             )
             await error_response(failure)(scope, receive, send_framed)
+        finally:
+            self.held_bytes -= body.bytes
 
-    def _bounded(self, receive: Receive, most: int) -> Receive:
+    def _bounded(self, receive: Receive, body: _Body) -> Receive:
         """The same body, cut off where it grows too long or comes too slowly."""
-        clock = asyncio.get_running_loop().time
-        began, received, complete = clock(), 0, False
+        began = asyncio.get_running_loop().time()
 
         async def bounded() -> Message:
-            nonlocal received, complete
-            if complete:
+            if body.refused:
+                raise _too_large(body.most)
+            if body.complete:
                 return await receive()
             try:
-                allowed = self.limits.body_s + received / self.limits.body_bytes_per_s
-                async with asyncio.timeout_at(began + allowed):
+                async with asyncio.timeout_at(began + self.limits.body_s + body.bytes / self.limits.body_bytes_per_s):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(
-                    408, "the request's body came too slowly; send it again", {"Connection": "close"}
-                ) from None
-            received += len(message.get("body", b""))
-            if received > most:
-                raise _too_large(most)
-            complete = not message.get("more_body", False)
+                raise HTTPException(408, "the request's body came too slowly; send it again", _CLOSE) from None
+            size = len(message.get("body", b""))
+            body.bytes += size
+            self.held_bytes += size
+            body.complete = not message.get("more_body", False)
+            if body.bytes > body.most:
+                body.refused = True
+                raise _too_large(body.most)
+            if self.held_bytes > self.limits.max_held_body_bytes:
+                body.refused = True
+                raise HTTPException(429, "too many large requests at once; try again in a moment", _BUSY)
             return message
 
         return bounded
 
-    async def _refuse(self, error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer at once, then take what the caller still sends: most read an answer only when they are through,
-        and closing on them would destroy it. Bounded by as much again as would have been allowed."""
-
-        async def send_without_end(message: Message) -> None:
-            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
-
-        await http_error_response(scope["method"], scope["path"], error)(scope, receive, send_without_end)
-        left = self.max_body_bytes
+    async def _take_the_rest(self, receive: Receive, body: _Body) -> None:
+        """What the caller still sends after it was refused: most read an answer only when they are through, and
+        closing on them would destroy it."""
         try:
             async with asyncio.timeout(self.limits.body_s):
-                while left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        break
+                while not body.complete:
+                    body.complete = not (await receive()).get("more_body", False)
         except TimeoutError:
-            log.info("request %s went on sending after it was refused", scope["request_id"])
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            log.info("a caller went on sending after its request was refused")
+
+
+@dataclass
+class _Body:
+    """How much of a request's body may come and has come."""
+
+    most: int
+    refused: bool = False
+    bytes: int = 0
+    complete: bool = False
 
 
 def _too_large(most: int) -> HTTPException:
     sentence = f"the request's body is larger than {most} bytes, the most that is taken; send fewer or smaller pictures"
-    return HTTPException(413, sentence, {"Connection": "close"})
+    return HTTPException(413, sentence, _CLOSE)

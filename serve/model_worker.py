@@ -60,7 +60,7 @@ async def serve_worker(
             await registrar.say_goodbye()
 
     listener = listen(host, port)
-    address = worker_address or own_address(host, listener)
+    address = (worker_address or own_address(host, listener)).rstrip("/")
     check_address(address)
     log.info("listening on %s", own_address(host, listener))
     serving = asyncio.create_task(

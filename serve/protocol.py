@@ -139,7 +139,7 @@ def _address_problem(address: str) -> str | None:
         return "cannot be read as http://HOST:PORT"
     if url.scheme not in ("http", "https") or not host or port == 0:
         return "must be http://HOST:PORT or https://HOST:PORT"
-    if url.username is not None or url.path.strip("/") or url.query or url.fragment or " " in address:
+    if url.username is not None or url.path or url.query or url.fragment or " " in address:
         return "must be only http://HOST:PORT, without user, path or query"
     try:
         number = ipaddress.ip_address(host)
@@ -147,7 +147,8 @@ def _address_problem(address: str) -> str | None:
         last = host.rstrip(".").rsplit(".", 1)[-1]
         return "has a host that is neither a name nor a plain IP address" if last[:1].isdigit() else None
     number = getattr(number, "ipv4_mapped", None) or number
-    if number.is_link_local or number.is_multicast or number.is_unspecified or number.is_reserved:
+    never = number.is_link_local or number.is_multicast or number.is_unspecified or number.is_reserved
+    if never and not number.is_loopback:
         return "is at an address where no worker can be"
     return None
 

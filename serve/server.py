@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from llava_core.config import ServerLimits
 from llava_core.errors import BadRequest
+from serve.http_protocol import impatient_protocol
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ async def run_server(
     limits = limits or ServerLimits()
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=impatient_protocol(limits.header_s),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

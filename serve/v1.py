@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -50,14 +51,21 @@ def v1_routes(source: Source, *, limits: RequestLimits | None = None, server: Se
 
     @router.post("/chat/completions")
     async def complete_chat(http: HttpRequest) -> Response:
-        call = await _read(await http.body(), limits, http.scope["request_id"])
+        call = await _read(http, limits)
         return ChatAnswer(call, source.stream(call.request), server)
 
     return router
 
 
-async def _read(body: bytes, limits: RequestLimits, request_id: str) -> ChatCall:
-    """Megabytes of pictures are read in a thread, so that running streams go on meanwhile."""
+async def _read(http: HttpRequest, limits: RequestLimits) -> ChatCall:
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Also keeps web pages of strangers from sending chats with a plain form.
+        raise HTTPException(415, "send the chat as JSON, with the header Content-Type: application/json")
+    # Not `http.body()`, which would keep the bytes for as long as the answer takes.
+    body = b"".join([piece async for piece in http.stream()])
+    request_id = str(http.scope["request_id"])
     if len(body) < _LARGE_BYTES:
         return read_call(body, limits=limits, request_id=request_id)
+    # Megabytes of pictures are read in a thread, so that running streams go on meanwhile.
     return await asyncio.to_thread(read_call, body, limits=limits, request_id=request_id)

@@ -1,0 +1,84 @@
+"""Apps on real sockets inside a test's own event loop, and an engine that does what its test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from fastapi import FastAPI
+
+from llava_core.types import Chunk, EngineStatus, ModelInfo, Request, Usage
+from tests.topology import free_port
+
+
+@asynccontextmanager
+async def serving(app: FastAPI, *, port: int | None = None) -> AsyncIterator[str]:
+    """The address of `app`, for as long as the block lasts."""
+    port = port or free_port()
+    server = _Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, ws="none", timeout_graceful_shutdown=1)
+    )
+    task = asyncio.create_task(server.serve())
+    try:
+        await asyncio.wait_for(server.up.wait(), 20)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the test runner's."""
+        yield
+
+
+Script = Callable[[Request], AsyncIterator[Chunk]]
+
+
+async def two_words(request: Request) -> AsyncGenerator[Chunk]:
+    yield Chunk("Hello ")
+    yield Chunk("there")
+    yield Chunk(finish_reason="stop", usage=Usage(3, 2))
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers by `script`, and remembers what it was asked and which answers it has let go of."""
+
+    script: Script = two_words
+    name: str = "m"
+    busy: EngineStatus = field(default_factory=EngineStatus)
+    asked: list[Request] = field(default_factory=list)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(self.name, engine="scripted", context_length=100)
+
+    def status(self) -> EngineStatus:
+        return self.busy
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk]:
+        self.asked.append(request)
+        try:
+            async for chunk in self.script(request):
+                yield chunk
+        finally:
+            self.released.set()
+
+    async def aclose(self) -> None:
+        pass
