@@ -16,12 +16,12 @@ from serve.launcher.config import ModelSpec
 from serve.launcher.plan import ROOT
 
 _BUILD_S = 600.0
-_SOURCE = ROOT / "llava_core" / "checkpoints" / "tiny.py"
+_SOURCES = sorted((ROOT / "llava_core" / "checkpoints").glob("tiny*.py"))
 
 
 def embedded_default(console: Console) -> ModelSpec:
     """Its spec; the first call builds it in `build/`, in a process of its own because that imports torch."""
-    version = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:12]
+    version = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:12]
     folder = ROOT / "build" / f"tiny-llava-{version}"
     if not folder.exists():
         console.print("Building the built-in model (once)", style="dim")
