@@ -160,7 +160,9 @@ class KVStore:
             sequence.take_prompt(prompt, self.positions(prompt))
         sequence.region = region
         sequence.computed = sequence.cached = length
-        self._running[sequence] = tuple((start, end) for start, end in source.answers if end <= length)
+        # The last id of an answer may be equal without being computed.
+        same = common_prefix(virtual_prompt(prompt), source.virtual)
+        self._running[sequence] = tuple((start, end) for start, end in source.answers if end <= same)
         return True
 
     def _take_over(self, source: Kept, tokens: int) -> bool:

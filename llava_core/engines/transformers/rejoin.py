@@ -51,14 +51,18 @@ def _with_answer(prompt: Prompt, kept: Kept, start: int, end: int, decode: Calla
 
 
 def _count_of(ids: list[int], text: str, decode: Callable[[list[int]], str]) -> int | None:
-    """How many of `ids` decode to exactly `text`; lengths grow with the count, so halving finds it."""
+    """How many of `ids` decode to exactly `text`; lengths grow with the count, so halving finds it.
+
+    Blanks at the start do not count: a template may put one before an answer that began with one of its own.
+    """
+    text = text.lstrip(" ")
     if not text:
         return None
     low, high = 1, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if len(decode(ids[:middle])) < len(text):
+        if len(decode(ids[:middle]).lstrip(" ")) < len(text):
             low = middle + 1
         else:
             high = middle
-    return low if decode(ids[:low]) == text else None
+    return low if decode(ids[:low]).lstrip(" ") == text else None

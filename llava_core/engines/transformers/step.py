@@ -27,6 +27,13 @@ class Work:
         return self.count == self.sequence.remaining
 
 
+class _Rows(list[torch.Tensor]):
+    """Feature rows, for families that join a list and for those (InternVL) that expect them joined."""
+
+    def to(self, *args: Any) -> torch.Tensor:
+        return torch.cat(self).to(*args)
+
+
 @dataclass
 class _PooledWithDeepstack(BaseModelOutputWithPooling):
     deepstack_features: list[list[torch.Tensor]] | None = None
@@ -71,9 +78,9 @@ class Step:
         """What the model takes for features it would have computed itself."""
         width = rows[0].shape[1]
         if width == self._hidden:
-            return BaseModelOutputWithPooling(pooler_output=cast(Any, rows))
+            return BaseModelOutputWithPooling(pooler_output=cast(Any, _Rows(rows)))
         layers = [list(columns) for columns in zip(*(row.split(self._hidden, dim=1) for row in rows), strict=True)]
-        return _PooledWithDeepstack(pooler_output=cast(Any, layers[0]), deepstack_features=layers[1:])
+        return _PooledWithDeepstack(pooler_output=cast(Any, _Rows(layers[0])), deepstack_features=layers[1:])
 
 
 def _positions(works: Seq[Work]) -> torch.Tensor:
