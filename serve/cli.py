@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from llava_core.config import CONTROLLER_PORT
 from llava_core.engines.load import EngineOptions
 from llava_core.errors import BadRequest, LlavaError
 from llava_core.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Request, Sampling
+from serve.model_paths import find_model
 from serve.terminal.answer import Answer, figures, harmless, stream_answer
 from serve.terminal.chat import Chat, read_picture
 from serve.terminal.source import RemoteSource, Source, choose_model, load_local
@@ -66,17 +68,16 @@ def main(
 
     With --prompt, or when text is piped in, it answers once: the answer goes to stdout, everything else to stderr.
     """
-    options = EngineOptions(
-        model_path=local,
-        model_base=model_base,
-        model_name=None,
-        device=device,
-        dtype=dtype,
-        load_4bit=load_4bit,
-        load_8bit=load_8bit,
-        conv_template=conv_template,
-    )
     try:
+        options = EngineOptions(
+            model_path=None if local is None else find_model(local, Path.cwd(), "--local"),
+            model_base=None if model_base is None else find_model(model_base, Path.cwd(), "--model-base"),
+            device=device,
+            dtype=dtype,
+            load_4bit=load_4bit,
+            load_8bit=load_8bit,
+            conv_template=conv_template,
+        )
         sampling = Sampling(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -165,7 +166,7 @@ async def _answer_once(
             write("\n")
     console = _console()
     if not quiet and (console.is_terminal or answer.finish_reason == "length"):
-        console.print(figures(answer), style="dim", markup=False)
+        console.print(figures(answer), style="dim", markup=False, soft_wrap=True)
 
 
 def _console() -> Console:

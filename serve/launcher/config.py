@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_core.errors import BadRequest
+from serve.model_paths import find_model
 
 _SPEC = re.compile(r"(?P<path>.+?)(?:@(?P<gpus>cpu|\d+(?:,\d+)*))?(?::(?P<bits>[48])bit)?")
 _LOOKS_LIKE_SUFFIX = re.compile(r"(@[\w,]*(:\w*bits?)?|:\w*bits?)$", re.IGNORECASE)
@@ -109,34 +110,17 @@ def load_config(file: Path | None, given: Mapping[str, Any], models: Iterable[st
     return replace(config, models=tuple(specs))
 
 
-def locate(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The spec with folders made absolute, read from `folder`; what is no folder stays a hub id.
-
-    BadRequest where a path was clearly meant and is not there.
-    """
-    return replace(spec, path=_located(spec.path, folder), base=_located(spec.base, folder))
-
-
 def _engine_checked(spec: ModelSpec, config: LaunchConfig, folder: Path) -> ModelSpec:
     """The spec with its folders found; the echo engine reads none and takes the path for its name."""
     if (spec.engine or config.engine) == "echo":
         return replace(spec, path=None, base=None, name=spec.name or spec.path or "echo")
     if spec.path is None:
         raise BadRequest(f"--config: the model {spec.name or ''} has no path; only the echo engine needs none")
-    return locate(spec, folder)
-
-
-def _located(path: str | None, folder: Path) -> str | None:
-    if path is None:
-        return None
-    full = folder / Path(path).expanduser()
-    if full.exists():
-        return str(full.resolve())
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise BadRequest(
-            f"--model {path}: there is no folder {full} and this is no hub id (OWNER/NAME) either", param="--model"
-        )
-    return path
+    return replace(
+        spec,
+        path=find_model(spec.path, folder, "--model"),
+        base=None if spec.base is None else find_model(spec.base, folder, "--model-base"),
+    )
 
 
 def _gpus(text: str | None) -> tuple[str, ...] | None:

@@ -165,7 +165,7 @@ class Terminal:
     def _help(self) -> None:
         table = Table.grid(padding=(0, 2))
         for command in COMMANDS:
-            table.add_row(f"{command.name} {command.argument}", Text(command.meaning, style="dim"))
+            table.add_row(Text(f"{command.name} {command.argument}"), Text(command.meaning, style="dim"))
         self._console.print(table)
 
     def _prompt(self) -> FormattedText:
