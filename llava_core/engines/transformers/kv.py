@@ -16,7 +16,8 @@ from llava_core.engines.transformers.sequence import Sequence, common_prefix, vi
 _WORTH_COPYING = 16
 """Tokens; a shorter common prefix is computed anew."""
 _WORTH_KEEPING = 64
-"""Tokens; an entry whose tail is longer is copied from instead of taken over, so that its branch stays usable."""
+"""Tokens; an entry whose tail is longer, or shows a picture, is copied from instead of taken over, so that its branch
+stays usable."""
 
 Rejoin = Callable[[Prompt, "Kept"], Prompt]
 """A prompt with the ids a kept chat was generated with, where the prompt's text is the same."""
@@ -140,7 +141,8 @@ class KVStore:
         if self.running_tokens + tokens > self.backend.total_tokens:
             return False
         is_parked = source in self.parked
-        taken = is_parked and len(source.virtual) - length <= _WORTH_KEEPING
+        tail = source.virtual[length:]
+        taken = is_parked and len(tail) <= _WORTH_KEEPING and not (tail < 0).any()
         if taken and self._take_over(source, tokens):
             region = source.region
         else:

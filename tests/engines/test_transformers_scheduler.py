@@ -1,0 +1,69 @@
+"""A step takes decodes first, then chunks of prompts; owners take turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llava_core.engines.transformers.scheduler import FairQueue, plan
+
+
+@dataclass(eq=False)
+class Row:
+    remaining: int
+    decoding: bool = False
+    owner: str = ""
+    encoded: int | None = None
+
+    def ready(self) -> int:
+        return self.remaining if self.encoded is None else self.encoded
+
+
+def shares(rows: list[Row], budget: int) -> list[tuple[int, int]]:
+    return [(rows.index(share.sequence), share.count) for share in plan(rows, budget)]
+
+
+def test_running_answers_get_their_token_before_any_prompt_is_prefilled() -> None:
+    rows = [Row(1000), Row(1, decoding=True), Row(1, decoding=True)]
+    assert shares(rows, 100) == [(1, 1), (2, 1), (0, 98)]
+
+
+def test_a_long_prompt_pauses_running_answers_for_one_chunk_only() -> None:
+    rows = [Row(2928), Row(1, decoding=True)]
+    assert sum(count for _, count in shares(rows, 384)) <= 384
+
+
+def test_a_short_follow_up_goes_before_a_long_prompt_that_came_earlier() -> None:
+    assert shares([Row(2928), Row(30)], 384) == [(1, 30), (0, 354)]
+
+
+def test_long_prompts_go_in_the_order_they_came() -> None:
+    assert shares([Row(600), Row(600)], 384) == [(0, 384)]
+    assert shares([Row(600), Row(600)], 1000) == [(0, 600), (1, 400)]
+
+
+def test_a_prompt_stops_before_a_picture_that_is_not_encoded_yet() -> None:
+    assert shares([Row(600, encoded=35), Row(600, encoded=0)], 384) == [(0, 35)]
+
+
+def test_a_budget_full_of_answers_still_prefills_a_little() -> None:
+    rows = [Row(1, decoding=True), Row(1, decoding=True), Row(50)]
+    assert shares(rows, 2) == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_owners_take_turns_and_keep_their_own_order() -> None:
+    queue: FairQueue[Row] = FairQueue()
+    for number, owner in enumerate("aaabbc"):
+        queue.push(Row(number, owner=owner))
+    order = []
+    while queue.peek() is not None:
+        order.append(queue.pop())
+    assert [(row.owner, row.remaining) for row in order] == [("a", 0), ("b", 3), ("c", 5), ("a", 1), ("b", 4), ("a", 2)]
+
+
+def test_those_who_leave_the_queue_leave_the_others_in_order() -> None:
+    queue: FairQueue[Row] = FairQueue()
+    for number, owner in enumerate("aab"):
+        queue.push(Row(number, owner=owner))
+    assert [row.remaining for row in queue.take(lambda row: row.remaining == 0)] == [0]
+    assert [row.remaining for row in queue] == [1, 2]
+    assert len(queue) == 2
