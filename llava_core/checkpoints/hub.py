@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ import torch
 from llava_core.checkpoints import files
 from llava_core.checkpoints.base import TokenFacts
 from llava_core.checkpoints.hub_vision import FAMILIES, load_vision
+from llava_core.checkpoints.images import ImageSide
 from llava_core.checkpoints.loaded import Checkpoint
-from llava_core.checkpoints.placement import Placement, Wish, count_weights, place
+from llava_core.checkpoints.placement import Placement, Wish, place
 from llava_core.checkpoints.prompting import Prompter
 from llava_core.checkpoints.recognise import Recognised
-from llava_core.checkpoints.tokens import answer_ends, context_length, model_info
+from llava_core.checkpoints.tokens import STOP_KEY, answer_ends, context_length, model_info
 from llava_core.conversation import TemplateFacts, choose_template
 from llava_core.errors import BadCheckpoint, LlavaError, MissingDependency
 from llava_core.types import assistant, user
@@ -47,36 +49,62 @@ def empty_model(config: PreTrainedConfig, *, text_only: bool) -> PreTrainedModel
         return _auto_class(text_only).from_config(config, trust_remote_code=False)
 
 
-def load_hub(found: Recognised, wish: Wish, *, name: str, conv_template: str | None = None) -> Checkpoint:
-    """Read a checkpoint into memory."""
+@dataclass(frozen=True)
+class HubSide:
+    """Everything of a checkpoint but the model itself. `stop` is the template's stop string, if it has one."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    vision: ImageSide | None
+    prompter: Prompter
+    template: str
+    reason: str
+    stop: str | None
+
+
+def read_side(found: Recognised, conv_template: str | None = None) -> HubSide:
+    """Read a checkpoint's config, tokenizer, processor and template. BadCheckpoint says what is wrong."""
     config: Any = read_config(found)
     text_only = found.kind == "text"
     vision = None if text_only else load_vision(found.folder, config)
     tokenizer = load_tokenizer(found.folder)
     image_token = None if text_only else str(tokenizer.convert_ids_to_tokens(config.image_token_id))
     prompter, template, reason, stop = _prompter(found, config, tokenizer, image_token, conv_template)
-    placement = place(wish, count_weights(empty_model(config, text_only=text_only)), saved_dtype=_saved_dtype(config))
+    return HubSide(config, tokenizer, vision, prompter, template, reason, stop)
+
+
+def load_hub(found: Recognised, wish: Wish, *, name: str, conv_template: str | None = None) -> Checkpoint:
+    """Read a checkpoint into memory."""
+    side = read_side(found, conv_template)
+    config: Any = side.config
+    text_only = found.kind == "text"
+    placement = place(wish, empty_model(config, text_only=text_only), saved_dtype=_saved_dtype(config))
     model = _load_model(found, config, placement, text_only)
-    text = config.get_text_config()
-    configured = [getattr(part, "eos_token_id", None) for part in (text, model.generation_config)]
-    ends, stops = answer_ends(tokenizer, [*configured, *_turn_end(tokenizer, prompter)], stop)
+    text, generation = config.get_text_config(), model.generation_config
+    ends, stops = answer_ends(
+        side.tokenizer,
+        [text.eos_token_id, generation and generation.eos_token_id, *_turn_end(side.tokenizer, side.prompter)],
+        side.stop,
+        *(found.config.get(STOP_KEY) or ()),
+        *((generation and generation.stop_strings) or ()),
+    )
     marks = (getattr(config, key, None) for key in ("image_token_id", "video_token_id"))
     never = frozenset(int(mark) for mark in marks if mark is not None)
     return Checkpoint(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=side.tokenizer,
         facts=TokenFacts(ends, None if text_only else int(config.image_token_id), stops, never),
         info=model_info(
             name,
             found.config,
             placement,
             context=context_length(text, found.config),
-            template=template,
-            reason=reason,
+            template=side.template,
+            reason=side.reason,
             images=not text_only,
         ),
-        prompter=prompter,
-        vision=vision,
+        prompter=side.prompter,
+        vision=side.vision,
     )
 
 

@@ -50,7 +50,7 @@ def weight_bytes(parts: tuple[Part, ...], bits: int) -> int:
 
 
 def in_words(size: float) -> str:
-    for unit, scale in (("GB", GIB), ("MB", 1024**2), ("kB", 1024)):
+    for unit, scale in (("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size:.0f} B"

@@ -14,7 +14,7 @@ from llava_core.checkpoints.lora import merge_adapter
 from llava_core.checkpoints.original_config import OriginalConfig, read_original_config
 from llava_core.checkpoints.original_tokenizer import OriginalTokenizer, load_original_tokenizer
 from llava_core.checkpoints.original_vision import OriginalVision, load_processor
-from llava_core.checkpoints.placement import Placement, Wish, count_weights, place
+from llava_core.checkpoints.placement import Placement, Wish, place
 from llava_core.checkpoints.prompting import Prompter
 from llava_core.checkpoints.recognise import Recognised
 from llava_core.checkpoints.tokens import answer_ends, context_length, model_info
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 # A matrix whose rows come in such groups is faster on GPUs, and llava-hf pads its vocabulary the same way.
 _ROWS_IN_GROUPS_OF = 64
-_START, _END, _PATCH = "<im_start>", "<im_end>", "<im_patch>"
+IMAGE_WRAP = ("<im_start>", "<im_end>")
+_PATCH = "<im_patch>"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Rows of the embedding: `trained` ones a model may say, then the picture's placeholder, then padding."""
+    """Rows of the embedding: `trained` ones a model may say, then those no text has, the picture's `placeholder`
+    (the first that no token of the tokenizer has) among them."""
 
     trained: int
     placeholder: int
@@ -108,9 +110,8 @@ def read_original(found: Recognised, *, conv_template: str | None = None) -> Ori
 def load_original(found: Recognised, wish: Wish, *, name: str, conv_template: str | None = None) -> Checkpoint:
     """Read a checkpoint into memory, LoRA adapters merged."""
     parts = read_original(found, conv_template=conv_template)
-    weights = count_weights(parts.empty_model())
-    placement = place(wish, weights, saved_dtype=str(found.config.get("torch_dtype")))
-    model = _load_model(parts, placement)
+    placement = place(wish, parts.empty_model(), saved_dtype=str(found.config.get("torch_dtype")))
+    model = load_model(parts, placement)
     model.generation_config.pad_token_id = parts.tokenizer.tokenizer.pad_token_id or 0
     config = parts.config
     prompter = Prompter.for_template(
@@ -118,7 +119,7 @@ def load_original(found: Recognised, wish: Wish, *, name: str, conv_template: st
         parts.template,
         placeholder_id=parts.vocabulary.placeholder,
         prefix=parts.tokenizer.prefix,
-        image_wrap=(_START, _END) if config.start_end_tokens else ("", ""),
+        image_wrap=IMAGE_WRAP if config.start_end_tokens else ("", ""),
     )
     ends, stops = answer_ends(parts.tokenizer.tokenizer, [found.config.get("eos_token_id")], parts.template.stop)
     return Checkpoint(
@@ -139,7 +140,9 @@ def load_original(found: Recognised, wish: Wish, *, name: str, conv_template: st
     )
 
 
-def _load_model(parts: OriginalParts, placement: Placement) -> PreTrainedModel:
+def load_model(parts: OriginalParts, placement: Placement) -> PreTrainedModel:
+    """The model with its weights, adapter merged, ready to run."""
+
     def load(tensors: named.Tensors, where: Placement) -> PreTrainedModel:
         loaded: Any = parts.model_class.from_pretrained(
             None, config=parts.model_config, state_dict=tensors, **where.load_arguments()
@@ -161,7 +164,7 @@ def _add_image_tokens(tokenizer: PreTrainedTokenizerBase, config: OriginalConfig
     if config.patch_token:
         tokenizer.add_tokens([_PATCH], special_tokens=True)
     if config.start_end_tokens:
-        tokenizer.add_tokens([_START, _END], special_tokens=True)
+        tokenizer.add_tokens(list(IMAGE_WRAP), special_tokens=True)
 
 
 def _vocabulary(found: Recognised, tensors: named.Tensors, tokens: int) -> Vocabulary:
@@ -169,9 +172,8 @@ def _vocabulary(found: Recognised, tensors: named.Tensors, tokens: int) -> Vocab
         raise BadCheckpoint(f"{found.folder.name!r} lacks {named.original_name(named.EMBEDDING)}")
     given = tensors[named.EMBEDDING].shape[0]
     # The original cuts or grows the embedding to the tokenizer's size; grown rows hold noise, so they stay unsaid.
-    placeholder = max(given, tokens)
-    rows = -(-(placeholder + 1) // _ROWS_IN_GROUPS_OF) * _ROWS_IN_GROUPS_OF
-    return Vocabulary(min(given, tokens), placeholder, rows)
+    rows = -(-max(given, tokens + 1) // _ROWS_IN_GROUPS_OF) * _ROWS_IN_GROUPS_OF
+    return Vocabulary(min(given, tokens), tokens, rows)
 
 
 def _template_facts(found: Recognised, config: OriginalConfig, tokenizer: Any) -> TemplateFacts:

@@ -17,8 +17,8 @@ from llava_core.errors import BadRequest, MissingDependency
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# In bits below 16 the language model's layers alone; the rest is small and sensitive.
-KEPT_WHOLE = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "mlp1", "image_newline", "lm_head")
+# Below 16 bits go the language model's layers alone; the rest is small and sensitive.
+KEPT_WHOLE = ("model.vision_tower", "model.visual", "model.multi_modal_projector", "lm_head")
 _ROOM = 0.8
 
 
@@ -54,19 +54,18 @@ class Placement:
         return arguments
 
 
-def place(wish: Wish, weights: int, *, saved_dtype: str | None = None) -> Placement:
-    """Choose for a model of `weights` numbers. BadRequest for a device or dtype that is not there."""
+def place(wish: Wish, model: nn.Module, *, saved_dtype: str | None = None) -> Placement:
+    """Choose for a model, given without its weights. BadRequest for what is not there or does not go together."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
     device = _device(wish.device)
-    dtype = _dtype(wish.dtype, device, weights, saved_dtype)
+    dtype = _dtype(wish, device, weights, saved_dtype)
+    if wish.bits == 4 and device.type == "cpu":
+        _check_widths(model)
     size = weights * (wish.bits / 8 if wish.bits else dtype.itemsize)
     spread = False
     if device.type == "cuda" and wish.device == "auto" and torch.cuda.device_count() > 1:
         spread = size > _ROOM * torch.cuda.get_device_properties(0).total_memory
     return Placement(device, dtype, wish.bits, spread)
-
-
-def count_weights(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _device(asked: str) -> torch.device:
@@ -89,23 +88,37 @@ def _device(asked: str) -> torch.device:
     return device
 
 
-def _dtype(asked: str, device: torch.device, weights: int, saved: str | None) -> torch.dtype:
-    if asked != "auto":
-        if asked not in DTYPES:
-            raise BadRequest(f"there is no dtype {asked!r}; choose auto, {', '.join(DTYPES)}")
-        return DTYPES[asked]
+def _dtype(wish: Wish, device: torch.device, weights: int, saved: str | None) -> torch.dtype:
+    if wish.dtype != "auto":
+        if wish.dtype not in DTYPES:
+            raise BadRequest(f"there is no dtype {wish.dtype!r}; choose auto, {', '.join(DTYPES)}")
+        return DTYPES[wish.dtype]
     if device.type == "cpu":
         free = memory.free_bytes()
-        if free is not None and weights * 4 > _ROOM * free:
+        size = weights * 4 if wish.bits is None else weights * wish.bits // 8
+        if free is not None and size > _ROOM * free:
             log.warning(
-                "%s of weights in float32 do not fit into %s of free memory; loading in bfloat16",
-                memory.in_words(weights * 4),
+                "%s of weights do not fit into %s of free memory; loading in bfloat16",
+                memory.in_words(size),
                 memory.in_words(free),
             )
             return torch.bfloat16
         return torch.float32
-    halves = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    return torch.float16 if saved == "float16" or not halves else torch.bfloat16
+    # Eight-bit products are computed in float16 whatever is asked for.
+    brief = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    return torch.float16 if saved == "float16" or brief or wish.bits == 8 else torch.bfloat16
+
+
+def _check_widths(model: nn.Module) -> None:
+    """On a CPU, 4-bit weights are packed in blocks of 32 rows by 64 columns."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or name.startswith(KEPT_WHOLE):
+            continue
+        if module.in_features % 64 or module.out_features % 32:
+            raise BadRequest(
+                f"this model cannot be loaded in 4 bits on a CPU: {name} is {module.out_features} by "
+                f"{module.in_features}, no multiple of 32 by 64; take 8 bits, or none"
+            )
 
 
 def _bits_and_bytes(bits: Literal[4, 8], dtype: torch.dtype) -> Any:
@@ -115,6 +128,8 @@ def _bits_and_bytes(bits: Literal[4, 8], dtype: torch.dtype) -> Any:
         )
     from transformers import BitsAndBytesConfig
 
+    # It says at every product that numbers are cast to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     kept: Sequence[str] = list(KEPT_WHOLE)
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)

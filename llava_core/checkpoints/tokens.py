@@ -8,22 +8,24 @@ from typing import Any
 from llava_core.checkpoints.placement import Placement
 from llava_core.types import ModelInfo
 
+# Keys of our own in config.json: a word to people about the model, and strings that end its answers.
+NOTE_KEY = "llava_serve_note"
+STOP_KEY = "llava_serve_stop"
 _STRETCHED = ("linear", "dynamic", "yarn", "longrope")
 
 
-def answer_ends(tokenizer: Any, configured: Iterable[Any], stop: str | None) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Token ids and strings that end an answer; a `stop` that is one token of the tokenizer counts as its id."""
+def answer_ends(
+    tokenizer: Any, configured: Iterable[Any], *stops: str | None
+) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Token ids and strings that end an answer; a stop that is one token of the tokenizer counts as its id."""
     ends: set[int] = set()
     for value in (*configured, tokenizer.eos_token_id):
         several: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
         ends.update(int(one) for one in several if one is not None)
-    if stop is None:
-        return frozenset(ends), ()
-    added: Mapping[str, int] = tokenizer.get_added_vocab()
-    if stop in added:
-        ends.add(added[stop])
-        return frozenset(ends), ()
-    return frozenset(ends), (stop,)
+    known: Mapping[str, int] = tokenizer.get_added_vocab()
+    given = dict.fromkeys(stop for stop in stops if stop)
+    ends.update(known[stop] for stop in given if stop in known)
+    return frozenset(ends), tuple(stop for stop in given if stop not in known)
 
 
 def context_length(text_config: Any, config: Mapping[str, Any] | None = None) -> int:
@@ -72,5 +74,5 @@ def model_info(
         dtype=placement.dtype_name,
         template=template,
         template_reason=reason,
-        note=str(config.get("llava_serve_note") or ""),
+        note=str(config.get(NOTE_KEY) or ""),
     )
