@@ -17,7 +17,7 @@ from rich.console import Console
 from llava_core.errors import LlavaError
 from serve.launcher.config import LaunchConfig, load_config
 from serve.launcher.default import embedded_default
-from serve.launcher.gpus import visible_gpus
+from serve.launcher.gpus import physical_cores, visible_gpus
 from serve.launcher.plan import ROOT, Machine, make_plan
 from serve.launcher.ports import is_free_on
 from serve.launcher.run import run_plan
@@ -107,7 +107,7 @@ def _launch(config: LaunchConfig) -> int:
         config = replace(config, models=(embedded_default(console),))
     machine = Machine(
         gpus=visible_gpus(os.environ),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=physical_cores(),
         environment=os.environ,
         is_free=lambda host, port: is_free_on(host)(port),
     )

@@ -100,6 +100,7 @@ def test_workers_share_the_cores_unless_the_person_has_decided() -> None:
     assert device_environment(None, workers=3, cores=8, environment={}) == {"OMP_NUM_THREADS": "2"}
     assert device_environment(None, workers=9, cores=2, environment={}) == {"OMP_NUM_THREADS": "1"}
     assert device_environment(None, workers=3, cores=8, environment={"OMP_NUM_THREADS": "5"}) == {}
+    assert device_environment(None, workers=1, cores=8, environment={}) == {}
     on_gpus = device_environment(("2", "0"), workers=1, cores=8, environment={})
     assert on_gpus["CUDA_VISIBLE_DEVICES"] == "2,0"
     assert device_environment((), workers=1, cores=8, environment={})["CUDA_VISIBLE_DEVICES"] == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,14 @@ def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(listing.stdout.split()) if listing.returncode == 0 else ()
+
+
+def physical_cores() -> int:
+    """Cores this process may use; the second thread of a core adds nothing to a model and may cost much."""
+    import psutil
+
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return min(physical, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else physical
 
 
 def hand_out(specs: Sequence[ModelSpec], gpus: Sequence[str]) -> list[tuple[str, ...] | None]:
@@ -57,13 +66,13 @@ def hand_out(specs: Sequence[ModelSpec], gpus: Sequence[str]) -> list[tuple[str,
 def device_environment(
     gpus: tuple[str, ...] | None, *, workers: int, cores: int, environment: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables that keep a worker on its GPUs and its share of the processor's cores."""
-    variables = {}
+    """The variables that keep a worker on its GPUs and its share of the `cores`; one alone chooses for itself."""
+    variables: dict[str, str] = {}
     if gpus is not None:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         # So that numbers mean what nvidia-smi shows; CUDA's own order is fastest first.
         variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    if "OMP_NUM_THREADS" not in environment:
+    if workers > 1 and "OMP_NUM_THREADS" not in environment:
         # Each worker would otherwise start a thread per core, and several together run far slower than one.
-        variables["OMP_NUM_THREADS"] = str(max(1, cores // max(1, workers)))
+        variables["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     return variables
