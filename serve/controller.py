@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 import httpx
@@ -145,7 +146,7 @@ async def _ask_status(workers: httpx.AsyncClient, address: str) -> WorkerStatus 
 
 async def _sweep(pool: WorkerPool, clock: Callable[[], float]) -> None:
     while True:
-        await asyncio.sleep(pool.timings.heartbeat_s)
+        await asyncio.sleep(pool.timings.lease_s / 4)
         for address in pool.expire(clock()):
             log.warning("%s has been silent for %.0f s and is no longer listed", address, pool.timings.lease_s)
 
@@ -156,6 +157,12 @@ def main(
     dispatch_method: Annotated[
         str, typer.Option(help=f"How the next worker is chosen: {' or '.join(POLICIES)}.")
     ] = "shortest_queue",
+    lease: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of silence after which a worker is no longer listed.")
+    ] = WorkerTimings.lease_s,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds that running answers have to finish after the first signal.")
+    ] = WorkerTimings.drain_s,
 ) -> None:
     """Know which workers are alive, send requests to them, and answer /v1 for all of them."""
     if dispatch_method not in POLICIES:
@@ -166,7 +173,7 @@ def main(
     except LlavaError as error:
         print(error.message, file=sys.stderr)
         raise typer.Exit(2) from None
-    timings = WorkerTimings()
+    timings = replace(WorkerTimings(), lease_s=lease, drain_s=drain)
     app = create_app(WorkerPool(policy=POLICIES[dispatch_method], timings=timings))
     log.info("listening on %s", own_address(host, listener))
     asyncio.run(run_server(app, listener, drain_s=timings.drain_s))

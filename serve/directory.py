@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import httpx
+from pydantic import TypeAdapter
 
 from llava_core.config import ClientTimings
 from llava_core.errors import LlavaError, NoWorker, UnknownModel
 from serve.http_errors import error_from
-from serve.protocol import AddressQuery, ModelCard, read_models
+from serve.protocol import AddressQuery, Known, ModelCard, WorkerAddress, read_models
+
+T = TypeVar("T")
+
+_ADDRESS = TypeAdapter(WorkerAddress)
+_KNOWN = TypeAdapter(Known)
 
 
 class Directory(Protocol):
@@ -42,16 +48,13 @@ class HttpDirectory:
         answer = await self._ask("GET", "/v1/models")
         if answer.status_code != 200:
             raise self._error(answer)
-        try:
-            return read_models(answer.json())
-        except (ValueError, RecursionError):
-            raise NoWorker(f"{self._controller} is no controller: its list of models cannot be read") from None
+        return self._read(answer, read_models)
 
     async def pick(self, model: str, exclude: Sequence[str]) -> str:
         query = AddressQuery(model, tuple(exclude))
         answer = await self._ask("POST", "/get_worker_address", asdict(query))
         if answer.status_code == 200:
-            return str(answer.json()["address"])
+            return self._read(answer, _ADDRESS.validate_python).address
         if self._is_plain_server(answer):
             if self._controller in exclude:
                 raise NoWorker(f"{self._controller} failed just now; try again in a moment", retry_after=1)
@@ -61,9 +64,9 @@ class HttpDirectory:
     async def lists(self, address: str) -> bool | None:
         try:
             answer = await self._ask("POST", "/worker_is_listed", {"worker_name": address})
+            return self._read(answer, _KNOWN.validate_python).exist if answer.status_code == 200 else None
         except NoWorker:
             return None
-        return bool(answer.json()["exist"]) if answer.status_code == 200 else None
 
     async def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
         try:
@@ -81,6 +84,12 @@ class HttpDirectory:
     def _is_plain_server(self, answer: httpx.Response) -> bool:
         """No such route: a controller has it, and would have called the model unknown."""
         return answer.status_code in (404, 405) and f'"{UnknownModel.__name__}"' not in answer.text
+
+    def _read(self, answer: httpx.Response, reader: Callable[[Any], T]) -> T:
+        try:
+            return reader(answer.json())
+        except (ValueError, RecursionError):
+            raise NoWorker(f"what answers at {self._controller} is no controller and no model server") from None
 
     def _error(self, answer: httpx.Response) -> LlavaError:
         return error_from(answer.status_code, answer.headers, answer.content, source=self._controller)

@@ -175,6 +175,12 @@ def main(
     max_images: Annotated[int, typer.Option(min=0, help="Pictures in one request.")] = ImageLimits.max_images,
     max_image_bytes: Annotated[int, typer.Option(min=1, help="Size of one picture.")] = ImageLimits.max_bytes,
     max_image_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one picture.")] = ImageLimits.max_pixels,
+    heartbeat: Annotated[
+        float, typer.Option(min=0.01, help="Seconds between two signs of life to the controller.")
+    ] = WorkerTimings.heartbeat_s,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds that running answers have to finish after the first signal.")
+    ] = WorkerTimings.drain_s,
     echo_delay: Annotated[
         float, typer.Option(min=0, help="Seconds between the words of the echo engine.")
     ] = EngineOptions.echo_delay_s,
@@ -218,6 +224,7 @@ def main(
                 port=port,
                 worker_address=worker_address,
                 controller=controller_address if register else None,
+                timings=replace(WorkerTimings(), heartbeat_s=heartbeat, drain_s=drain),
             )
         )
     except LlavaError as error:

@@ -61,5 +61,5 @@ class Patience:
                 continue
             self._given_up = await self._is_listed() is False
             # The step that was slow may be over by now; only the one still waited for is cut short.
-            if self._given_up and self._step is not None:
+            if self._given_up and self._step is not None and not self._step.expired():
                 self._step.reschedule(loop.time())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,10 +39,12 @@ class WorkerStatus:
     def __post_init__(self) -> None:
         if not 1 <= len(self.model_names) <= MAX_MODELS_PER_WORKER:
             raise BadRequest(f"a worker serves 1 to {MAX_MODELS_PER_WORKER} models", param="model_names")
-        if any(not name.strip() or len(name) > MAX_NAME_CHARS for name in self.model_names):
-            raise BadRequest(f"a model's name has 1 to {MAX_NAME_CHARS} characters", param="model_names")
+        if not all(name.strip() and name.isprintable() and len(name) <= MAX_NAME_CHARS for name in self.model_names):
+            raise BadRequest(f"a model's name has 1 to {MAX_NAME_CHARS} printable characters", param="model_names")
         if any(info.name not in self.model_names for info in self.models):
             raise BadRequest("models must only describe what model_names lists", param="models")
+        if not all(_is_unicode(value) for info in self.models for value in astuple(info)):
+            raise BadRequest("models must be described in text without half surrogate pairs", param="models")
         if not (math.isfinite(self.speed) and 0 < self.speed <= 1e6):
             raise BadRequest("speed must be a number above 0, at most 1e6", param="speed")
         if not 0 <= self.queue_length <= 1_000_000:
@@ -127,6 +129,11 @@ def check_address(address: str) -> None:
     problem = _address_problem(address)
     if problem:
         raise BadRequest(f"worker address {address[:200]!r} {problem}", param="worker_name")
+
+
+def _is_unicode(value: object) -> bool:
+    """False for half a surrogate pair, which no answer could be written with."""
+    return not any("\ud800" <= char <= "\udfff" for char in str(value))
 
 
 def _address_problem(address: str) -> str | None:

@@ -27,7 +27,6 @@ class EngineSlot:
 
     engine: Engine | None = None
     draining: bool = False
-    speed: float = 1.0
 
     @property
     def state(self) -> Literal["loading", "ready", "draining"]:
@@ -47,7 +46,6 @@ class EngineSlot:
         busy = engine.status()
         return WorkerStatus(
             model_names=(engine.info.name,),
-            speed=self.speed,
             queue_length=busy.running + busy.waiting,
             capacity=max(1, busy.capacity),
             models=(engine.info,),

@@ -84,6 +84,9 @@ def test_what_is_no_address_of_a_worker_is_refused(address: str):
         {"model_names": ("",)},
         {"model_names": ("m",) * 65},
         {"model_names": ("m" * 600,)},
+        {"model_names": ("m\n",)},
+        {"model_names": ("\ud800",)},
+        {"models": (ModelInfo("m", "echo", 1, note="\ud800"),)},
         {"models": (ModelInfo("other", "echo", 1),)},
     ],
 )
