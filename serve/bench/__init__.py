@@ -1,0 +1,1 @@
+"""Measures servers and engines: `python -m serve.bench --help` lists what there is."""
