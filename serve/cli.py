@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import uuid
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Annotated
@@ -160,7 +161,8 @@ async def _answer_once(
         sys.stdout.flush()
 
     try:
-        await stream_answer(source, Request(model.name, tuple(chat.ask(question)), sampling), answer, write)
+        request = Request(model.name, tuple(chat.ask(question)), sampling, owner=f"cli-{uuid.uuid4().hex}")
+        await stream_answer(source, request, answer, write)
     finally:
         if answer.text and not answer.text.endswith("\n"):
             write("\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Terminal:
 
     def __init__(self, source: Source, model: ModelInfo, chat: Chat, sampling: Sampling) -> None:
         self._source, self._model, self._chat, self._sampling = source, model, chat, sampling
+        # Nobody else's chats share what a worker remembers of this one.
+        self._owner = f"cli-{uuid.uuid4().hex}"
         self._console = Console(highlight=False)
         self._names: Sequence[str] = (model.name,)
         self._answering: asyncio.Task[None] | None = None
@@ -97,7 +100,7 @@ class Terminal:
 
     async def _answer(self, messages: Sequence[Message]) -> None:
         answer = Answer()
-        request = Request(self._model.name, tuple(messages), self._sampling)
+        request = Request(self._model.name, tuple(messages), self._sampling, owner=self._owner)
         self._answering = asyncio.create_task(stream_answer(self._source, request, answer, self._write))
         try:
             await asyncio.wait((self._answering,))
