@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 1024
 
+# No blank after `ASSISTANT:` in either place: what the model says begins with one of its own.
 _VICUNA = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'USER: ' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT:' }}{% endif %}"
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<image>\\n' }}{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}"
@@ -28,7 +29,7 @@ _VICUNA = (
 _VICUNA_TEXT = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'USER: ' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT:' }}{% endif %}"
     "{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"
     "{% endfor %}"

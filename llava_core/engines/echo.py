@@ -13,13 +13,24 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import cycle, islice
 
 from PIL import Image
 
 from llava_core.config import EngineLimits, ImageLimits
 from llava_core.errors import ContextOverflow, EngineFailure, LlavaError, Overloaded
 from llava_core.images import ImageLoader
-from llava_core.types import Chunk, EngineStatus, FinishReason, Message, ModelInfo, Request, Usage, assistant
+from llava_core.types import (
+    Chunk,
+    EngineStatus,
+    FinishReason,
+    Message,
+    ModelInfo,
+    Request,
+    Sampling,
+    Usage,
+    assistant,
+)
 
 NOTE = "echo: no model, it only repeats what it received"
 _REMEMBERED = 512
@@ -86,7 +97,7 @@ class EchoEngine:
                     param="messages",
                 )
             most = min(request.sampling.max_tokens or self._limits.max_answer_tokens, room)
-            text, finish = _cut(_reply(request, pictures), most, request.sampling.stop)
+            text, finish = _cut(_reply(request, pictures), most, request.sampling)
             words = split_words(text)
             cached = self._cached_tokens(request, prompt_tokens)
             await self._sleep(self._first_token_s)
@@ -192,11 +203,15 @@ def _reply(request: Request, pictures: Sequence[Image.Image]) -> str:
     return whole[len(begun) :] if whole.startswith(begun) else f" (continued) {whole}"
 
 
-def _cut(text: str, most: int, stops: Sequence[str]) -> tuple[str, FinishReason]:
-    """Text up to the first stop string or the token limit, whichever comes first, and which it was."""
+def _cut(text: str, most: int, sampling: Sampling) -> tuple[str, FinishReason]:
+    """Text up to the first stop string or the token limit, whichever comes first, and which it was. A reply that
+    must not end by itself is said again and again."""
     words = split_words(text)
+    if sampling.ignore_eos and words:
+        # A line break, so that the last word of one round and the first of the next stay two.
+        words = list(islice(cycle([*words[:-1], words[-1] + "\n"]), most + 1))
     kept = "".join(words[:most])
-    ends = [at for stop in stops if (at := kept.find(stop)) >= 0]
+    ends = [at for stop in sampling.stop if (at := kept.find(stop)) >= 0]
     if ends:
         return kept[: min(ends)], "stop"
     return kept, "length" if len(words) > most else "stop"

@@ -27,7 +27,7 @@ from llava_core.engines.transformers.sampler import Draw, Sampler
 from llava_core.engines.transformers.sequence import Sequence
 from llava_core.engines.transformers.step import Step
 from llava_core.engines.transformers.threads import set_threads
-from llava_core.errors import BadRequest, ContextOverflow, LlavaError, Overloaded
+from llava_core.errors import BadRequest, ContextOverflow, EngineFailure, LlavaError, Overloaded
 from llava_core.images import ImageLoader
 from llava_core.types import Chunk, EngineStatus, ModelInfo, Request
 
@@ -142,10 +142,13 @@ class TransformersEngine:
             return
         self._closed = True
         await asyncio.to_thread(self._loop.stop, self._batch.stop_timeout_s)
+        await self._images.aclose()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, request: Request) -> None:
         """What can be known before any work is done."""
+        if self._closed:
+            raise EngineFailure("this engine has been stopped; ask another worker", request_id=request.id)
         waiting = self._loop.waiting + self._preparing
         if waiting >= self._limits.max_waiting:
             raise Overloaded(
