@@ -12,16 +12,24 @@ import uvicorn
 from fastapi import FastAPI
 
 from llava_core.types import Chunk, EngineStatus, ModelInfo, Request, Usage
+from serve.http_protocol import impatient_protocol
 from tests.topology import free_port
 
 
 @asynccontextmanager
-async def serving(app: FastAPI, *, port: int | None = None) -> AsyncIterator[str]:
+async def serving(app: FastAPI, *, port: int | None = None, header_s: float = 10) -> AsyncIterator[str]:
     """The address of `app`, for as long as the block lasts."""
     port = port or free_port()
-    server = _Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, ws="none", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=port,
+        http=impatient_protocol(header_s),
+        ws="none",
+        log_config=None,
+        timeout_graceful_shutdown=1,
     )
+    server = _Server(config)
     task = asyncio.create_task(server.serve())
     try:
         await asyncio.wait_for(server.up.wait(), 20)
