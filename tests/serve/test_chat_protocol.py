@@ -64,7 +64,9 @@ def test_a_message_survives_the_wire(message: Message):
     assert read_messages([json.loads(json.dumps(write_message(message)))]) == (message,)
 
 
-field_names = st.sampled_from("model messages role content type text image_url url stop n seed logit_bias".split())
+field_names = st.sampled_from(
+    ["model", "messages", "role", "content", "type", "text", "image_url", "url", "stop", "n", "seed", "logit_bias"]
+)
 any_json = st.recursive(
     st.none() | st.booleans() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(field_names, inner, max_size=5),
