@@ -65,7 +65,7 @@ def test_a_message_survives_the_wire(message: Message):
 
 
 field_names = st.sampled_from(
-    ["model", "messages", "role", "content", "type", "text", "image_url", "url", "stop", "n", "seed", "logit_bias"]
+    ("model", "messages", "role", "content", "type", "text", "image_url", "url", "stop", "n", "seed", "logit_bias")
 )
 any_json = st.recursive(
     st.none() | st.booleans() | st.floats() | texts,
