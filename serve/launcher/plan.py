@@ -69,7 +69,7 @@ def make_plan(config: LaunchConfig, machine: Machine, *, logs: Path) -> Plan:
     page = ChildSpec(
         name="page",
         argv=(*_python("serve.gradio_web_server"), *_page_flags(config, page_port, controller_url, logs)),
-        ready_url=f"{page_url}/",
+        ready_url=f"{page_url}/health/live",
         log=logs / "page.log",
         cwd=ROOT,
     )
