@@ -189,13 +189,15 @@ def _auto_class(text_only: bool) -> Any:
 
 
 def _load_model(found: Recognised, config: PreTrainedConfig, placement: Placement, text_only: bool) -> PreTrainedModel:
+    arguments = placement.load_arguments()
     try:
         model, report = _auto_class(text_only).from_pretrained(
             found.folder,
             config=config,
             trust_remote_code=False,
             output_loading_info=True,
-            **placement.load_arguments(),
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **arguments,
         )
     except ImportError as cause:
         raise MissingDependency(f"{found.folder.name!r} needs a package that is not installed: {cause}") from cause
@@ -210,8 +212,13 @@ def _load_model(found: Recognised, config: PreTrainedConfig, placement: Placemen
             ("it has weights that belong nowhere", report["unexpected_keys"]),
             ("of another shape than config.json says", report["mismatched_keys"]),
         )
-        if (listed := sorted(str(key) for key in keys if not _COMPUTED.search(str(key))))
+        if (listed := sorted(name for name in map(_name_and_shape, keys) if not _COMPUTED.search(name)))
     ]
     if problems:
         raise BadCheckpoint(f"the weights of {found.folder.name!r} do not fit its config.json; {'; '.join(problems)}")
     return model.eval()
+
+
+def _name_and_shape(key: Any) -> str:
+    """A misshapen weight is reported with its shape in the file and in the model."""
+    return key if isinstance(key, str) else f"{key[0]} ({tuple(key[1])}, not {tuple(key[2])})"

@@ -1,0 +1,172 @@
+"""Device, precision and memory: what is chosen, what is refused, what is counted."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaNextConfig
+
+from llava_core.checkpoints import memory, placement
+from llava_core.checkpoints.describe import split_parts
+from llava_core.checkpoints.load import load_checkpoint
+from llava_core.checkpoints.memory import GIB, kv_shape, weight_bytes
+from llava_core.checkpoints.placement import Wish, place
+from llava_core.checkpoints.tokens import context_length
+from llava_core.errors import BadRequest, MissingDependency
+from llava_core.types import user
+from tests.checkpoints.originals import IMAGE, ORIGINALS, greedy, picture
+
+
+@functools.cache
+def llava_1_5_7b() -> Any:
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}))
+
+
+def test_a_cpu_with_room_computes_in_float32_and_one_without_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 64 * GIB)
+    assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.float32
+    monkeypatch.setattr(memory, "free_bytes", lambda: 16 * GIB)
+    assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.bfloat16
+    assert place(Wish("cpu", dtype="float16"), llava_1_5_7b()).dtype == torch.float16
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)
+    assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        (Wish("cuda:99"), "'cuda:99' is not here: torch sees"),
+        (Wish("warp"), "no kind of device called 'warp'"),
+        (Wish("cpu", "float8"), "no dtype 'float8'; choose auto, float32"),
+    ],
+)
+def test_a_device_or_dtype_that_is_not_there_is_named(wish: Wish, sentence: str) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        place(wish, nn.Linear(2, 2))
+
+
+def test_the_containers_limit_counts_as_memory(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert memory._cgroup_left(tmp_path) == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._cgroup_left(tmp_path) is None
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:       2 kB\nHugePages_Total: 0\n")
+    assert memory._meminfo(tmp_path / "meminfo")["MemAvailable"] == 2048
+
+
+def test_llava_1_5_7b_needs_what_it_is_known_to_need() -> None:
+    parts = split_parts(llava_1_5_7b())
+    assert sum(part.weights for part in parts) == pytest.approx(7.06e9, rel=0.01)
+    assert weight_bytes(parts, 16) / GIB == pytest.approx(13.2, abs=0.1)
+    assert 7 < weight_bytes(parts, 8) / GIB < 8
+    assert 4 < weight_bytes(parts, 4) / GIB < 5
+    assert kv_shape(llava_1_5_7b().config.text_config).bytes_per_token() == GIB // 2048
+    assert memory.in_words(13.2 * GIB) == "13.2 GiB"
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "tokens"),
+    [
+        ({"max_position_embeddings": 4096}, {}, 4096),
+        ({"max_position_embeddings": 4096}, {"tokenizer_model_max_length": 2048}, 2048),
+        ({"max_position_embeddings": 2048, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, {}, 4096),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32768,
+                },
+            },
+            {},
+            131072,
+        ),
+        (
+            {"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+            {},
+            8192,
+        ),
+        ({"max_position_embeddings": 32768, "sliding_window": 4096}, {}, 4096),
+        ({"max_position_embeddings": 32768, "sliding_window": 4096, "use_sliding_window": False}, {}, 32768),
+        (
+            {
+                "max_position_embeddings": 8192,
+                "sliding_window": 512,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            {},
+            8192,
+        ),
+        ({"max_position_embeddings": 32768, "sliding_window": None}, {"tokenizer_model_max_length": None}, 32768),
+        ({}, {}, 2048),
+    ],
+)
+def test_how_long_a_chat_may_be(text: dict[str, Any], config: dict[str, Any], tokens: int) -> None:
+    assert context_length(SimpleNamespace(**text), config) == tokens
+
+
+def linears(model: Any) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            found.setdefault(type(module).__name__, set()).add(".".join(name.split(".")[:2]))
+    return found
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_only_the_language_model_is_shrunk(tiny: dict[str, Path], family: str, bits: int, kind: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    loaded = load_checkpoint(tiny[family], device="cpu", load_4bit=bits == 4, load_8bit=bits == 8)
+    assert linears(loaded.model)[kind] == {"model.language_model"}
+    assert "model.language_model" not in linears(loaded.model)["Linear"]
+    assert loaded.info.dtype == f"{bits}-bit (float32)"
+    prompt = loaded.prompt([user(IMAGE, "What?")], [picture("odd")])
+    assert loaded.encode([prompt.images[0].image])[0].shape[0] == prompt.images[0].image.tokens
+    if family == "llava":
+        assert len(greedy(loaded, prompt, 4)[1]) == 4
+
+
+def test_an_adapter_is_merged_before_its_base_is_shrunk() -> None:
+    pytest.importorskip("bitsandbytes")
+    name = "llava-v1.5-7b-lora"
+    loaded = load_checkpoint(ORIGINALS / name, device="cpu", load_8bit=True)
+    assert linears(loaded.model)["Linear8bitLt"] == {"model.language_model"}
+    whole: Any = load_checkpoint(ORIGINALS / name, device="cpu").model
+    shrunk: Any = loaded.model
+    layer = shrunk.model.language_model.layers[0].self_attn.q_proj
+    restored = layer.weight.data.float() * layer.weight.SCB[:, None] / 127
+    assert torch.allclose(restored, whole.model.language_model.layers[0].self_attn.q_proj.weight, atol=0.01)
+
+
+def test_widths_a_cpu_cannot_pack_in_four_bits_are_refused_at_once() -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(BadRequest, match=r"cannot be loaded in 4 bits on a CPU: .*q_proj is 48 by 48"):
+        load_checkpoint(ORIGINALS / "llava-v1.5-7b", device="cpu", load_4bit=True)
+
+
+def test_four_and_eight_bits_at_once_are_refused() -> None:
+    with pytest.raises(BadRequest, match="not both"):
+        load_checkpoint(ORIGINALS / "llava-v1.5-7b", load_4bit=True, load_8bit=True)
+
+
+def test_without_bitsandbytes_the_command_is_named(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path]) -> None:
+    monkeypatch.setattr(placement, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r"pip install bitsandbytes=="):
+        load_checkpoint(tiny["llava"], device="cpu", load_8bit=True)
+
+
+def test_a_context_stretched_in_a_real_config_is_read() -> None:
+    config = LlavaNextConfig(
+        text_config={"model_type": "mistral", "sliding_window": None, "max_position_embeddings": 32768}
+    )
+    assert context_length(config.text_config, {"tokenizer_model_max_length": 4096}) == 4096
