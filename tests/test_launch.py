@@ -1,5 +1,6 @@
 """The whole topology through its one command: it comes up, answers, mends itself, and leaves nobody behind."""
 
+import io
 import os
 import re
 import signal
@@ -14,6 +15,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from rich.console import Console
+
+from serve.launcher.default import embedded_default
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 90.0
@@ -131,6 +135,21 @@ def test_a_wrong_model_is_one_sentence_and_nothing_starts(tmp_path: Path) -> Non
         assert launcher.end() == 2
         assert launcher.text.startswith("error: --model ./nowhere: there is no folder")
         assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.slow
+def test_the_built_in_model_is_built_once_and_says_what_it_is(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    first = embedded_default(console, tmp_path)
+    assert first.path is not None
+    assert (Path(first.path) / "config.json").is_file()
+    assert [folder.name for folder in tmp_path.iterdir()] == [Path(first.path).name]
+    built = Path(first.path).stat().st_mtime_ns
+    assert embedded_default(console, tmp_path) == first
+    assert Path(first.path).stat().st_mtime_ns == built
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert said.count("Building") == 1
+    assert said.count("weights are random") == 2
 
 
 def test_the_launcher_does_not_import_torch() -> None:
