@@ -16,13 +16,13 @@ from serve.launcher.config import ModelSpec
 from serve.launcher.plan import ROOT
 
 _BUILD_S = 600.0
-_SOURCES = sorted((ROOT / "llava_core" / "checkpoints").glob("tiny*.py"))
+_SOURCES = ROOT / "llava_core" / "checkpoints"
 
 
-def embedded_default(console: Console) -> ModelSpec:
-    """Its spec; the first call builds it in `build/`, in a process of its own because that imports torch."""
-    version = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:12]
-    folder = ROOT / "build" / f"tiny-llava-{version}"
+def embedded_default(console: Console, build: Path = ROOT / "build") -> ModelSpec:
+    """Its spec; the first call builds it in `build`, in a process of its own because that imports torch."""
+    version = hashlib.sha256(b"".join(source.read_bytes() for source in sorted(_SOURCES.glob("tiny*.py"))))
+    folder = build / f"tiny-llava-{version.hexdigest()[:12]}"
     if not folder.exists():
         console.print("Building the built-in model (once)", style="dim")
         _build(folder)
