@@ -13,7 +13,8 @@ class Composer {
     this.pictures = [];
     this.build();
     this.listen();
-    this.text.value = stored("tab", `draft-${this.view.name}`) ?? "";
+    // What was being written, or sent but never taken, before a reload.
+    this.text.value = stored("tab", `draft-${this.view.name}`) ?? stored("tab", `unsent-${this.view.name}`) ?? "";
     this.grow();
     this.refresh();
     for (const pane of this.view.panes) pane.draw();
@@ -115,7 +116,7 @@ class Composer {
   }
 
   get canAsk() {
-    return this.view.panes.length > 0 && this.view.panes.every((pane) => pane.picker.chosen);
+    return !offer.lost && this.view.panes.length > 0 && this.view.panes.every((pane) => pane.picker.chosen);
   }
 
   load(text, pictures) {
@@ -210,11 +211,15 @@ class Composer {
   drawBar() {
     const { view } = this;
     const editing = view.editing !== null;
-    const says = editing ? "Rewriting a question; what follows it will go." : view.restorable ? { clear: "The chat was cleared.", undo: "The last turn was taken back.", edit: "What came after was taken away." }[view.taken] ?? "Something was taken away." : "";
+    const taken = { clear: "The chat was cleared.", undo: "The last turn was taken back.", edit: "What came after was taken away." };
+    const trouble = offer.trouble && (view.turns.length || offer.lost) ? sentence(offer.trouble) : "";
+    const says = editing ? "Rewriting a question; what follows it will go."
+      : trouble || (view.restorable ? taken[view.taken] ?? "Something was taken away." : "");
     this.bar.hidden = !says;
     if (this.bar.dataset.says === says) return;
     this.bar.dataset.says = says;
-    this.bar.replaceChildren(el("span", {}, says), el("button.ls-text-button", {
+    this.bar.classList.toggle("ls-bar-warn", !editing && Boolean(trouble));
+    this.bar.replaceChildren(el("span", {}, says), !editing && trouble ? "" : el("button.ls-text-button", {
       type: "button", onclick: () => (view.editing !== null ? view.cancelEdit() : view.restore()),
     }, editing ? "Cancel" : "Bring it back"));
   }

@@ -28,6 +28,7 @@ const ICON_PATHS = {
   copy: "M9 9h11v11H9zM5 15H4V4h11v1",
   check: "M5 12.5l4.5 4.5L19 7.5",
   retry: "M19 12a7 7 0 1 1-2.2-5.1M19 4v4h-4",
+  resume: "M5 6v12l7-6zM13 6v12l7-6z",
   edit: "M4 20l1-4.5L16.5 4l3.5 3.5L8.5 19zM14.5 6l3.5 3.5",
   undo: "M8 5L4 9l4 4M4 9h10a5.5 5.5 0 0 1 0 11h-4",
   fresh: "M12 5H5v14h14v-7M10 14l1-3.5L18.5 3l2.5 2.5L13.5 13z",

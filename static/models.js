@@ -3,7 +3,7 @@
 
 const POLL_MS = 2500;
 
-const offer = { models: [], trouble: "", known: false, follow: true };
+const offer = { models: [], trouble: "", known: false, follow: true, lost: false };
 const offerListeners = new Set();
 let askForOffer = null;
 let failedPolls = 0;
@@ -24,11 +24,11 @@ async function pollOffer() {
 async function refreshOffer() {
   const before = JSON.stringify(offer);
   try {
-    Object.assign(offer, await askForOffer(), { known: true });
+    Object.assign(offer, await askForOffer(), { known: true, lost: false });
     failedPolls = 0;
   } catch {
     failedPolls += 1;
-    if (failedPolls > 1) Object.assign(offer, { trouble: "This page's server cannot be reached; trying again.", known: true });
+    if (failedPolls > 1) Object.assign(offer, { trouble: "the server of this page cannot be reached; trying again", known: true, lost: true });
   }
   if (JSON.stringify(offer) !== before) offerListeners.forEach((listener) => listener());
 }
@@ -73,6 +73,7 @@ class Picker {
     this.button.disabled = !offer.models.length;
     this.button.title = `${name}${note ? ` (${note})` : ""}`;
     this.button.setAttribute("aria-label", `Model: ${this.button.title}`);
+    if (openPanel?.button === this.button) openPanel.panel.replaceChildren(this.list(openPanel.close));
   }
 
   choose(name) {

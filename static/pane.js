@@ -58,18 +58,26 @@ class Pane {
       this.data = EMPTY;
       this.enter(fresh);
     });
-    this.act({ do: "open" });
+    this.follow({ do: "open" });
   }
 
-  act(message) {
-    this.trigger("act", { ...message, room: this.secret, view: this.view.name });
+  // What starts an answer, or finds one that is on its way, is streamed back.
+  follow(message) {
+    this.trigger("act", { ...message, room: this.secret });
+  }
+
+  async act(message) {
+    const view = await this.server.tell({ ...message, room: this.secret }).catch(() => ({ error: "the server of this page cannot be reached" }));
+    if (view.error) toast(sentence(view.error), "error");
+    else this.take(view);
   }
 
   ask(text, pictures, turnId) {
     const model = this.picker.chosen;
     this.pending = { turn: { id: "pending", text, pictures, answers: 1, shown: 0, answer: waitingAnswer(model) }, replaces: turnId, since: this.data.revision };
     const claims = pictures.map(({ path, name, example }) => (example ? { example, name } : { path, name }));
-    this.act({ do: turnId ? "edit" : "ask", turn: turnId, text, pictures: claims, model, settings: { ...settings } });
+    this.follow({ do: turnId ? "edit" : "ask", turn: turnId, text, pictures: claims, model, settings: { ...settings } });
+    stored("tab", `unsent-${this.view.name}`, text || null);
     this.sticky = true;
     this.draw();
     const sent = this.pending;
@@ -85,7 +93,12 @@ class Pane {
 
   retry() {
     this.sticky = true;
-    this.act({ do: "retry", model: this.picker.chosen, settings: { ...settings } });
+    this.follow({ do: "retry", model: this.picker.chosen, settings: { ...settings } });
+  }
+
+  resume() {
+    this.sticky = true;
+    this.follow({ do: "resume" });
   }
 
   get running() {
@@ -93,9 +106,13 @@ class Pane {
   }
 
   take(value) {
-    if (!value || value.revision < this.data.revision) return;
+    // Late news of a chat that was left, or older than what is shown.
+    if (!value || value.room !== this.secret || value.revision < this.data.revision) return;
     this.data = value;
-    if (this.pending && value.revision > this.pending.since) this.pending = null;
+    if (this.pending && value.revision > this.pending.since) {
+      this.pending = null;
+      stored("tab", `unsent-${this.view.name}`, null);
+    }
     this.draw();
     this.view.refresh();
   }

@@ -102,6 +102,7 @@ class TurnView {
       el("div", {}, el("strong", {}, notice.title), el("p", {}, sentence(notice.message)),
         last && el("div.ls-notice-actions", {},
           notice.retry && retry,
+          notice.retry && turn.answer.text && el("button.ls-action", { type: "button", onclick: () => pane.resume() }, icon("resume"), el("span", {}, "Continue")),
           el("button.ls-action", { type: "button", onclick: () => pane.view.edit(turn.id, pane) }, icon("edit"), el("span", {}, "Edit the question")),
           notice.code === "ContextOverflow" && el("button.ls-action", { type: "button", onclick: () => pane.view.clear() }, icon("fresh"), el("span", {}, "New chat"))))));
     if (notice.after && last && notice.retry) countDown(retry, notice.after);
@@ -121,6 +122,7 @@ class TurnView {
     this.foot.replaceChildren(...[
       el("div.ls-figures", {}, figuresOf(answer).map(([text, title]) => el("span", { title }, text))),
       answer.text && el("div.ls-actions", {}, copy,
+        last && !answer.notice && (answer.cut || answer.state === "stopped") && iconButton("resume", "Continue", () => pane.resume(), { className: ".ls-resume" }),
         last && !answer.notice && iconButton("retry", "Answer again", () => pane.retry(), { className: ".ls-again" }),
         rating("like", "Good answer"), rating("dislike", "Bad answer"),
         iconButton("flag", "Flag as harmful or wrong", () => rate({ flagged: !answer.flagged }), { className: ".ls-flag", "aria-pressed": String(answer.flagged) })),

@@ -53,11 +53,17 @@ class Rooms:
         self._rooms: OrderedDict[str, tuple[Room, Drawer]] = OrderedDict()
 
     async def act(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
-        """Do what the message says and show the room: once, or while an answer is on its way until it is there."""
+        """Do what the message says and show the room while an answer is on its way, until it is there."""
         room, drawer = self._room(message)
         await self._do(room, message)
         async for chat in room.follow(reader):
-            yield drawer.view(chat, room.revision)
+            yield {"room": message["room"], **drawer.view(chat, room.revision)}
+
+    async def tell(self, message: Message) -> dict[str, Any]:
+        """Do what the message says and show the room once."""
+        room, drawer = self._room(message)
+        await self._do(room, message)
+        return {"room": message["room"], **drawer.view(room.chat, room.revision)}
 
     async def export(self, message: Message) -> str:
         """The chat as a file's text, in the `kind` the message asks for: `json` or `markdown`."""
@@ -102,6 +108,8 @@ class Rooms:
                 await self._question(room, message)
             case "retry":
                 await self._retry(room, message)
+            case "resume":
+                await room.resume(room.settings)
             case "stop":
                 await room.stop()
             case "undo":

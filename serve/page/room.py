@@ -19,7 +19,7 @@ from llava_core.errors import LlavaError, WorkerLost
 from llava_core.types import Chunk, Request, Sampling, Usage
 from serve.page import session
 from serve.page.pictures import PictureDesk
-from serve.page.session import Chat, Figures, Notice, Picture
+from serve.page.session import Answer, Chat, Figures, Notice, Picture
 from serve.page.source import AnswerSource
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,11 @@ class Room:
         async with self._lock:
             await self._halt()
             self._begin(session.retry(self.chat, model), settings)
+
+    async def resume(self, settings: Settings) -> None:
+        async with self._lock:
+            await self._halt()
+            self._begin(session.resume(self.chat), settings)
 
     async def edit(
         self, turn_id: str, text: str, pictures: tuple[Picture, ...], model: str, settings: Settings
@@ -170,19 +175,25 @@ class Room:
         self._set(chat)
         running = chat.running
         if running:
-            self._answering = asyncio.create_task(self._answer(running.id, running.model, settings))
+            self._answering = asyncio.create_task(self._answer(running, settings))
 
-    async def _answer(self, answer: str, model: str, settings: Settings) -> None:
-        progress = _Progress(asked_at=self._clock())
+    async def _answer(self, running: Answer, settings: Settings) -> None:
+        progress = _Progress(asked_at=self._clock(), text=running.text)
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         try:
             urls = await self._pictures.data_urls(session.pictures_sent(self.chat))
-            messages = session.messages(self.chat, urls, settings.system)
-            request = Request(model, messages, settings.sampling, owner=self._owner, id=request_id)
+            request = Request(
+                running.model,
+                session.messages(self.chat, urls, settings.system),
+                settings.sampling,
+                continue_final=bool(running.text),
+                owner=self._owner,
+                id=request_id,
+            )
             async with aclosing(cast("_Closable", self._source.stream(request))) as chunks:
                 async for chunk in chunks:
                     progress = progress.after(chunk, self._clock())
-                    self._set(session.update(self.chat, answer, state="streaming", text=progress.text))
+                    self._set(session.update(self.chat, running.id, state="streaming", text=progress.text))
             if progress.finish is None:
                 raise WorkerLost("the answer ended without saying that it was complete; retry", request_id=request_id)
             changes = {"state": "done", "finish_reason": progress.finish.finish_reason}
@@ -193,7 +204,7 @@ class Room:
         except Exception:
             log.exception("request %s failed in the page", request_id)
             changes = {"state": "failed", "notice": _unforeseen(request_id)}
-        self._set(session.update(self.chat, answer, text=progress.text, figures=progress.figures, **changes))
+        self._set(session.update(self.chat, running.id, text=progress.text, figures=progress.figures, **changes))
 
 
 class _Closable(AsyncIterator[Chunk]):

@@ -121,6 +121,15 @@ def retry(chat: Chat, model: str) -> Chat:
     return Chat((*chat.turns[:-1], turn), chat.serial + 1)
 
 
+def resume(chat: Chat) -> Chat:
+    """Let the last answer go on from where it was cut off, stopped or lost."""
+    answer = chat.turns[-1].answer if chat.turns else None
+    if answer is None or answer.is_running or not answer.text:
+        return chat
+    changed = update(chat, answer.id, state="waiting", notice=None, figures=None, finish_reason=None)
+    return replace(changed, before=None)
+
+
 def edit(chat: Chat, turn_id: str, text: str, pictures: tuple[Picture, ...], model: str) -> Chat:
     """Ask that question anew; it and what followed can be brought back with `restore`."""
     index = _index(chat, turn_id)
@@ -176,12 +185,17 @@ def in_context(chat: Chat) -> tuple[Turn, ...]:
 
 
 def messages(chat: Chat, data_urls: Mapping[str, str], system: str = "") -> tuple[Message, ...]:
-    """What goes to the model to answer the last question. `data_urls` maps each picture's path to its data URL."""
+    """What goes to the model to answer the last question, or to go on with the answer it has begun.
+
+    `data_urls` maps each picture's path to its data URL.
+    """
     rows: list[Message] = [Message("system", (TextPart(system),))] if system.strip() else []
     for turn in in_context(chat):
         rows += [_question(turn, data_urls), Message("assistant", (TextPart(turn.answer.text),))]
     if chat.turns:
         rows.append(_question(chat.turns[-1], data_urls))
+    if chat.running and chat.running.text:
+        rows.append(Message("assistant", (TextPart(chat.running.text),)))
     return tuple(rows)
 
 

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from serve.page.assets import head
+from serve.page.assets import STATIC, head
 from serve.page.context import PageContext
 from serve.page.headers import SafeHeaders
 from serve.tabs import discover
@@ -37,7 +37,7 @@ def build(context: PageContext) -> gr.Blocks:
                     with gr.Tab(tab.title, id=tab.slug, elem_id=f"ls-tab-{tab.slug}"):
                         tab.build(context)
 
-        def leave(request: gr.Request) -> None:
+        async def leave(request: gr.Request) -> None:
             context.rooms.leave(request.session_hash or "")
 
         blocks.unload(leave)
@@ -60,6 +60,7 @@ def launch(context: PageContext, host: str, port: int, share: bool = False) -> g
         max_threads=2 * context.readers_at_once + 64,
         max_file_size=context.limits.max_bytes,
         footer_links=[],
+        favicon_path=STATIC / "favicon.svg",
         run_history=False,
         ssr_mode=False,
         show_error=False,

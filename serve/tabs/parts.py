@@ -1,7 +1,8 @@
 """The pieces that tabs are put together from: a pane that shows a conversation, a composer to write in.
 
-Both are `gr.HTML` with a fixed template; the scripts in `static/` draw inside it and speak to Python through one
-event, `act`, and the functions given as `server_functions`.
+Both are `gr.HTML` with a fixed template; the scripts in `static/` draw inside it. What starts an answer comes to
+Python as the event `act`, which streams it; what needs no stream goes through the `server_functions`, which do not
+wait in Gradio's queue, so that Stop gets through however many answers are streaming.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ def pane(context: PageContext, view: str, side: str = "only") -> gr.HTML:
             raise gr.Error(error.message, print_exception=False) from error
 
     async def models(_: Any = None) -> dict[str, Any]:
-        return _offer(await context.models.offer())
+        return {"follow": context.models.follows, **_offer(await context.models.offer())}
+
+    async def tell(message: Any) -> dict[str, Any]:
+        try:
+            return await context.rooms.tell(_only(message))
+        except LlavaError as error:
+            return {"error": error.message}
 
     async def export(message: Any) -> dict[str, str]:
         try:
@@ -44,7 +51,7 @@ def pane(context: PageContext, view: str, side: str = "only") -> gr.HTML:
         js_on_load="LlavaServe.pane(element, {trigger, props, server, watch}); /* fires 'act' */",
         apply_default_css=False,
         elem_classes=["ls-host", "ls-pane-host", f"ls-side-{side}"],
-        server_functions=[models, export],
+        server_functions=[models, tell, export],
     )
     made.act(
         act,

@@ -205,3 +205,16 @@ async def test_many_words_at_once_are_one_look(room: Room, source: ToldSource) -
     async for _ in room.follow("test"):
         looks += 1
     assert looks < 50
+
+
+async def test_an_answer_that_was_stopped_goes_on_where_it_ended(room: Room, source: ToldSource) -> None:
+    await room.ask("hello", (), "told", Settings())
+    source.say("half")
+    await until(room, "streaming")
+    await room.stop()
+    await room.resume(Settings())
+    source.say(" whole")
+    source.end()
+    assert (await until(room, "done")).turns[-1].answer.text == "half whole"
+    assert source.requests[1].continue_final
+    assert source.requests[1].messages[-1].text == "half"

@@ -143,3 +143,12 @@ def test_names_of_turns_and_answers_are_never_given_twice() -> None:
     assert chat.turns[0].id not in gone
     restored = session.restore(session.clear(chat))
     assert session.ask(restored, "four", (), "m").turns[-1].id not in {turn.id for turn in restored.turns}
+
+
+def test_an_answer_that_was_cut_off_goes_on_where_it_ended() -> None:
+    chat = session.resume(answered(session.ask(Chat(), "one", (), "m"), "half", finish_reason="length"))
+    assert chat.running is not None
+    assert chat.running.finish_reason is None
+    assert texts(chat) == [("user", "one"), ("assistant", "half")]
+    assert session.resume(chat) is chat
+    assert session.resume(Chat()) == Chat()

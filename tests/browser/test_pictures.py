@@ -1,0 +1,89 @@
+"""Pictures in the browser: every way in, and a plain word about those that do not fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from tests.browser.desk import Desk
+from tests.browser.pictures import png, save
+
+
+def test_pictures_come_by_the_button_by_pasting_and_by_dropping(desk: Desk, tmp_path: Path) -> None:
+    with desk.page.expect_file_chooser() as chooser:
+        desk.button("Add pictures").click()
+    chooser.value.set_files([save(tmp_path, "picked.png", 11, 12), save(tmp_path, "also.png", 13, 14)])
+    desk.paste("image.png", "image/png", png(21, 22))
+    desk.drop(("dropped.png", "image/png", png(31, 32)), ("second.png", "image/png", png(33, 34)))
+    expect(desk.chips).to_have_count(5)
+    desk.ask("All of them?")
+    expect(desk.answer).to_contain_text("5 images (11x12, 13x14, 21x22, 31x32, 33x34)")
+    expect(desk.turns.last.locator(".ls-picture img")).to_have_count(5)
+
+
+def test_a_picture_can_be_taken_off_before_it_is_sent(desk: Desk, tmp_path: Path) -> None:
+    desk.attach(save(tmp_path, "a.png", 11, 12), save(tmp_path, "b.png", 13, 14))
+    desk.button("Remove a.png").click()
+    desk.ask("One?")
+    expect(desk.answer).to_contain_text("1 image (13x14)")
+
+
+def test_a_picture_alone_can_be_sent_and_looked_at_large(desk: Desk, tmp_path: Path) -> None:
+    desk.ask("", save(tmp_path, "a.png", 64, 48))
+    expect(desk.answer).to_contain_text("1 image (64x48)")
+    desk.turns.last.locator(".ls-picture").click()
+    expect(desk.page.locator(".ls-lightbox img")).to_be_visible()
+    desk.page.keyboard.press("Escape")
+    expect(desk.page.locator(".ls-lightbox")).to_have_count(0)
+
+
+def test_html_named_png_gets_a_notice_and_can_be_replaced(desk: Desk, tmp_path: Path) -> None:
+    page = tmp_path / "page.png"
+    page.write_text("<html><body>no picture</body></html>")
+    desk.ask("What is it?", page)
+    expect(desk.notice).to_contain_text("A picture cannot be used")
+    expect(desk.notice).to_contain_text("HTML")
+    expect(desk.answer).to_be_empty()
+    desk.notice.get_by_role("button", name="Edit the question").click()
+    desk.button("Remove page.png").click()
+    desk.ask("And now?", save(tmp_path, "good.png", 64, 48))
+    expect(desk.turns).to_have_count(1)
+    expect(desk.answer).to_contain_text("I received 1 turn and 1 image.")
+
+
+def test_a_question_that_failed_is_left_out_of_the_chat_and_says_so(desk: Desk, tmp_path: Path) -> None:
+    page = tmp_path / "page.png"
+    page.write_text("<html></html>")
+    desk.ask("Broken?", page)
+    expect(desk.turns.last).to_contain_text("Left out of the chat")
+    desk.ask("Still there?")
+    expect(desk.answer).to_contain_text("I received 1 turn and 0 images.")
+
+
+def test_a_file_over_the_limit_is_refused_at_once(desk: Desk, tmp_path: Path) -> None:
+    huge = tmp_path / "huge.png"
+    with huge.open("wb") as file:
+        file.truncate(21 * 1024 * 1024)
+    desk.attach(huge)
+    expect(desk.toast).to_have_text(re.compile(r"huge\.png is 21\.0 MB; at most 20\.0 MB"))
+    expect(desk.chips).to_have_count(0)
+
+
+def test_what_is_no_picture_is_refused_at_once(desk: Desk) -> None:
+    desk.drop(("notes.txt", "text/plain", b"hello"))
+    expect(desk.toast).to_contain_text("notes.txt is not a picture")
+    expect(desk.chips).to_have_count(0)
+
+
+def test_an_example_fills_in_its_picture_and_question(desk: Desk) -> None:
+    desk.view.locator(".ls-example").nth(2).click()
+    expect(desk.input).to_have_value("What is example 2?")
+    expect(desk.chips).to_have_count(1)
+    desk.send_button.click()
+    expect(desk.answer).to_contain_text("1 image (302x200)")
+    desk.turns.first.hover()
+    desk.button("Edit and ask again").click()
+    desk.ask("Again?")
+    expect(desk.answer).to_contain_text("1 image (302x200)")
