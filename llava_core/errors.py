@@ -129,7 +129,8 @@ def from_body(body: Mapping[str, Any], *, fallback: type[LlavaError] = EngineFai
     return cls(
         str(fields.get("message") or cls.__doc__),
         param=None if param is None else str(param),
-        retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
+        # Another server's word; what is no sensible wait (NaN, negative, huge) is none.
+        retry_after=float(retry_after) if isinstance(retry_after, int | float) and 0 <= retry_after < 1e6 else None,
         request_id=None if request_id is None else str(request_id),
     )
 

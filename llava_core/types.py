@@ -6,7 +6,6 @@ raises `BadRequest`, so engines never meet NaN temperatures or empty chats.
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,7 +115,8 @@ class Sampling:
 
 
 def _within(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
+    # NaN compares false with everything; an integer too large for a float compares all the same.
+    if value is not None and not low <= value <= high:
         raise BadRequest(f"{name} must be between {low:g} and {high:g}, not {value}", param=name)
 
 
