@@ -96,7 +96,9 @@ def main(
         _console().print(f"error: {error.message}", markup=False, soft_wrap=True)
         raise SystemExit(2 if isinstance(error, BadRequest) else 1) from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        sys.stdout.flush()
+        # A checkpoint may still be loading in a thread, which nothing can interrupt.
+        os._exit(130)
     except BrokenPipeError:
         # Whoever read our answer has heard enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

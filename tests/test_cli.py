@@ -228,14 +228,30 @@ def test_commands_models_and_mistakes_are_answered_in_words(person: Person) -> N
     assert person.leaves() == 0
 
 
-@pytest.mark.slow
-def test_a_checkpoint_answers_without_any_server(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from llava_core.checkpoints.tiny import build_tiny
 
-    build_tiny("llava", tmp_path / "tiny")
-    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
-    ran = run(
-        "--local", str(tmp_path / "tiny"), "--image", str(tmp_path / "a.png"), "--prompt", "Hi", "--max-tokens", "8"
-    )
+    return build_tiny("llava", tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_answers_without_any_server(checkpoint: Path, picture: Path) -> None:
+    question = ("--image", str(picture), "--prompt", "Hi", "--max-tokens", "8")
+    ran = run("--local", str(checkpoint), *question)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_ctrl_c_while_a_checkpoint_loads_ends_it_at_once(checkpoint: Path) -> None:
+    command = [*CLI, "--local", str(checkpoint), "--prompt", "Hi"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        while "libtorch_cpu" not in maps.read_text():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, output) == (130, "")
+    assert "Traceback" not in errors

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from llava_core.engines.base import Engine
 from llava_core.engines.load import EngineOptions, load_engine
-from llava_core.errors import NoWorker, UnknownModel
+from llava_core.errors import EngineFailure, NoWorker, UnknownModel
 from llava_core.types import Chunk, ModelInfo, Request
 from serve.client import Client
 
@@ -58,9 +59,34 @@ class LocalSource:
 
 
 async def load_local(options: EngineOptions) -> LocalSource:
-    """Load the checkpoint in a thread. What libraries print meanwhile goes to stderr: stdout is for answers."""
+    """Load the checkpoint. What libraries print meanwhile goes to stderr: stdout is for answers."""
     with contextlib.redirect_stdout(sys.stderr):
-        return LocalSource(await asyncio.to_thread(load_engine, "transformers", options))
+        return LocalSource(await _in_daemon_thread(lambda: load_engine("transformers", options)))
+
+
+async def _in_daemon_thread(work: Callable[[], Engine]) -> Engine:
+    """Like `asyncio.to_thread`, but Ctrl-C need not wait until the work is done."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Engine] = loop.create_future()
+
+    def settle(engine: Engine | None, error: BaseException | None) -> None:
+        if result.cancelled():
+            return
+        if engine is not None:
+            result.set_result(engine)
+        else:
+            result.set_exception(error or EngineFailure("the checkpoint could not be loaded"))
+
+    def run() -> None:
+        try:
+            engine, error = work(), None
+        except BaseException as raised:
+            engine, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(settle, engine, error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await result
 
 
 async def choose_model(source: Source, wanted: str | None) -> tuple[ModelInfo, Sequence[ModelInfo]]:
