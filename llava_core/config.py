@@ -72,6 +72,8 @@ class WorkerTimings:
     """Control-plane waits, in seconds. A worker is gone when it was silent for `lease_s`."""
 
     heartbeat_s: float = 2.0
+    late_s: float = 3.0
+    """A worker silent for this long gets no request that another can take."""
     lease_s: float = 8.0
     control_timeout_s: float = 5.0
     register_backoff_first_s: float = 0.2
@@ -106,7 +108,7 @@ class ClientTimings:
     """For the controller's answer to which worker, and to what is served."""
     first_token_s: float = 300.0
     between_tokens_s: float = 60.0
-    check_s: float = 2.0
+    check_s: float = 1.0
     """Silent for this long, a worker is asked after at the controller."""
     attempts: int = 3
 

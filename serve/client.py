@@ -120,7 +120,10 @@ class Client:
 
     async def _stream_from(self, address: str, request: Request, body: bytes, deadline: float) -> AsyncGenerator[Chunk]:
         loop = asyncio.get_running_loop()
-        patience = Patience(lambda: self._directory.lists(address), self._timings.check_s, request.id)
+        begun = False
+        patience = Patience(
+            lambda: self._directory.is_worth_waiting_for(address, begun=begun), self._timings.check_s, request.id
+        )
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "X-Request-Id": request.id}
         try:
             message = self._http.build_request("POST", address + "/v1/chat/completions", content=body, headers=headers)
@@ -131,6 +134,7 @@ class Client:
                         raise await patience.wait(_error(answer), deadline)
                     async with aclosing(_event_data(answer)) as events, aclosing(read_chunks(events)) as chunks:
                         while (chunk := await patience.wait(anext(chunks, None), deadline)) is not None:
+                            begun = True
                             yield chunk
                             deadline = loop.time() + self._timings.between_tokens_s
                 finally:

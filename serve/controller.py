@@ -31,6 +31,7 @@ from serve.protocol import (
     Known,
     ModelNames,
     Registration,
+    Waiting,
     WorkerAddress,
     WorkerName,
     WorkerStatus,
@@ -92,6 +93,10 @@ def _control_routes(pool: WorkerPool, clock: Callable[[], float], workers: httpx
     @router.post("/worker_is_listed")
     async def worker_is_listed(worker: WorkerName) -> Known:
         return Known(pool.lists(worker.worker_name, clock()))
+
+    @router.post("/worker_is_worth_waiting_for")
+    async def worker_is_worth_waiting_for(waiting: Waiting) -> Known:
+        return Known(pool.is_worth_waiting_for(waiting.worker_name, clock(), begun=waiting.begun))
 
     @router.post("/list_models")
     async def list_models() -> ModelNames:

@@ -31,8 +31,9 @@ class Directory(Protocol):
         """The address of a worker for `model`. Raises UnknownModel or NoWorker."""
         ...
 
-    async def lists(self, address: str) -> bool | None:
-        """Whether the worker counts as alive; None when nobody can tell."""
+    async def is_worth_waiting_for(self, address: str, *, begun: bool) -> bool | None:
+        """Whether a worker that says nothing may still answer, or go on with what it has begun; None when nobody
+        can tell."""
         ...
 
 
@@ -61,9 +62,9 @@ class HttpDirectory:
             return self._controller
         raise self._error(answer)
 
-    async def lists(self, address: str) -> bool | None:
+    async def is_worth_waiting_for(self, address: str, *, begun: bool) -> bool | None:
         try:
-            answer = await self._ask("POST", "/worker_is_listed", {"worker_name": address})
+            answer = await self._ask("POST", "/worker_is_worth_waiting_for", {"worker_name": address, "begun": begun})
             return self._read(answer, _KNOWN.validate_python).exist if answer.status_code == 200 else None
         except NoWorker:
             return None

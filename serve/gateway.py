@@ -27,8 +27,8 @@ class PoolDirectory:
     async def pick(self, model: str, exclude: Sequence[str]) -> str:
         return self.pool.pick(model, self.clock(), exclude)
 
-    async def lists(self, address: str) -> bool | None:
-        return self.pool.lists(address, self.clock())
+    async def is_worth_waiting_for(self, address: str, *, begun: bool) -> bool | None:
+        return self.pool.is_worth_waiting_for(address, self.clock(), begun=begun)
 
 
 def gateway_routes(

@@ -16,8 +16,8 @@ class Patience:
     """One per stream. A worker that hangs keeps its connections open, so only the controller can tell that it
     is gone; it is asked whenever a step has taken `check_s`."""
 
-    def __init__(self, is_listed: Callable[[], Awaitable[bool | None]], check_s: float, request_id: str) -> None:
-        self._is_listed = is_listed
+    def __init__(self, is_worth_it: Callable[[], Awaitable[bool | None]], check_s: float, request_id: str) -> None:
+        self._is_worth_it = is_worth_it
         self._check_s = check_s
         self._request_id = request_id
         self._step: asyncio.Timeout | None = None
@@ -59,7 +59,7 @@ class Patience:
             step, since = self._step, self._since
             if step is None or loop.time() - since < self._check_s:
                 continue
-            self._given_up = await self._is_listed() is False
+            self._given_up = await self._is_worth_it() is False
             # The step that was slow may be over by now; only the one still waited for is cut short.
             if self._given_up and self._step is not None and not self._step.expired():
                 self._step.reschedule(loop.time())

@@ -78,14 +78,23 @@ class HeartBeat:
 
 @dataclass(frozen=True)
 class WorkerName:
-    """A worker by its address: it says goodbye, or somebody asks whether it is still listed."""
+    """A worker by its address: it says goodbye, or somebody asks after it."""
 
     worker_name: str
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A client has been waiting for this worker's next words; `begun` when some have come already."""
+
+    worker_name: str
+    begun: bool = False
+
+
+@dataclass(frozen=True)
 class Known:
-    """Whether the controller lists the worker; one that is forgotten registers again."""
+    """Whether the controller knows the worker, or where asked so, expects it to answer. One that is forgotten
+    registers again."""
 
     exist: bool
 

@@ -80,16 +80,33 @@ class WorkerPool:
         """
         live = self._live(now)
         serving = {address: entry for address, entry in live.items() if model in entry.status.model_names}
-        candidates = [_candidate(address, entry) for address, entry in serving.items() if address not in exclude]
+        candidates = {address: entry for address, entry in serving.items() if address not in exclude}
         if not candidates:
             raise self._nobody(model, bool(serving), live.values())
-        address = self.policy(candidates, self.dice).address
+        punctual = {address: entry for address, entry in candidates.items() if not self._late(entry, now)}
+        chosen_among = [_candidate(address, entry) for address, entry in (punctual or candidates).items()]
+        address = self.policy(chosen_among, self.dice).address
         entry = self._entries[address]
         self._entries[address] = replace(entry, picks=entry.picks + 1, last_picked=now)
         return address
 
     def lists(self, address: str, now: float) -> bool:
         return address in self._live(now)
+
+    def is_worth_waiting_for(self, address: str, now: float, *, begun: bool) -> bool:
+        """False for a worker that is gone, and where the answer has not begun, for one that is late while others
+        could take over all it serves."""
+        live = self._live(now)
+        entry = live.get(address)
+        if entry is None or begun or not self._late(entry, now):
+            return entry is not None
+        others = {
+            name
+            for other in live.values()
+            if other is not entry and not self._late(other, now)
+            for name in other.status.model_names
+        }
+        return not others.issuperset(entry.status.model_names)
 
     def addresses(self, now: float) -> tuple[str, ...]:
         return tuple(self._live(now))
@@ -125,6 +142,9 @@ class WorkerPool:
 
     def _live(self, now: float) -> dict[str, _Entry]:
         return {a: entry for a, entry in self._entries.items() if now - entry.seen <= self.timings.lease_s}
+
+    def _late(self, entry: _Entry, now: float) -> bool:
+        return now - entry.seen > self.timings.late_s
 
     def _nobody(self, model: str, excluded: bool, live: Iterable[_Entry]) -> UnknownModel | NoWorker:
         if excluded:

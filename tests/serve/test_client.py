@@ -44,7 +44,7 @@ class Listed:
             raise NoWorker("nobody is left")
         return left[0]
 
-    async def lists(self, address: str) -> bool | None:
+    async def is_worth_waiting_for(self, address: str, *, begun: bool) -> bool | None:
         return address not in self.gone
 
 

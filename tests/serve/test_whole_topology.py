@@ -229,16 +229,17 @@ def test_a_second_signal_ends_at_once(topology: Topology):
 
 
 async def test_a_stopped_worker_is_left_for_another_and_comes_back(topology: Topology):
-    gateway = topology.controller(extra=("--lease", "1.5"))
-    beating = ("--heartbeat", "0.3")
-    hung = topology.worker("echo", extra=beating)
+    gateway = topology.controller()
+    hung = topology.worker("echo")
+    good = topology.worker("echo")
     hung.signal(signal.SIGSTOP)
-    good = topology.worker("echo", extra=beating)
     got: list[Chunk] = []
     await asyncio.gather(*(collect(gateway.url, Request("echo", (user("hi"),)), got) for _ in range(4)))
     assert len([chunk for chunk in got if chunk.finish_reason == "stop"]) == 4
     assert good.log_text().count("outcome=stop") == 4
     hung.signal(signal.SIGCONT)
+    await until(lambda: "outcome=left" in hung.log_text())
+    assert "outcome=stop" not in hung.log_text()
     topology.until_listed(hung)
 
 

@@ -90,6 +90,29 @@ def test_a_worker_that_failed_the_caller_is_not_given_again():
         pool.pick("a", 0, [A, B])
 
 
+def test_a_late_worker_gets_only_what_no_other_can_take():
+    pool = pool_of(registration(A, "a"), registration(B, "a", "b"))
+    late = WorkerTimings().late_s + 0.1
+    assert pool.heartbeat(A, 100, late)
+    assert {pool.pick("a", late) for _ in range(5)} == {A}
+    assert pool.pick("b", late) == B
+    assert pool.pick("a", late, [A]) == B
+
+
+def test_a_late_worker_is_waited_for_while_nobody_could_take_over():
+    pool = pool_of(registration(A, "a"), registration(B, "a", "b"))
+    late = WorkerTimings().late_s + 0.1
+    assert pool.is_worth_waiting_for(A, 0, begun=False)
+    assert pool.is_worth_waiting_for(A, late, begun=False)
+    pool.heartbeat(B, 0, late)
+    assert not pool.is_worth_waiting_for(A, late, begun=False)
+    assert pool.is_worth_waiting_for(A, late, begun=True)
+    assert pool.heartbeat(A, 0, late)
+    assert pool.is_worth_waiting_for(B, late + 1, begun=False)
+    assert not pool.is_worth_waiting_for(A, late + LEASE + 1, begun=False)
+    assert not pool.is_worth_waiting_for(C, 0, begun=False)
+
+
 def test_an_unknown_model_is_told_apart_from_one_whose_worker_has_gone():
     pool = pool_of(registration(A, "a"), registration(B, "b"))
     with pytest.raises(UnknownModel, match="no worker serves 'x'; running: a, b"):
