@@ -58,6 +58,7 @@ def print_description(console: Console, what: Description) -> None:
     for name, value in (
         ("checkpoint", what.folder),
         ("is", f"{what.kind} ({what.model_type})"),
+        ("language model", what.base),
         ("files", f"{len(what.files)} with weights, {in_words(files)}"),
         ("vision tower", what.vision),
         ("prompt", f"{what.template}: {what.template_reason}"),

@@ -34,6 +34,7 @@ class Description:
     context_length: int
     image_tokens: Mapping[tuple[int, int], int]
     kv: KvShape
+    base: str = ""
     note: str = ""
 
     @property
@@ -120,6 +121,7 @@ def _description(
         context_length=context,
         image_tokens=tokens,
         kv=memory.kv_shape(text),
+        base=str(found.base or "") if found.kind in ("projector", "lora") else "",
         note=str(found.config.get(NOTE_KEY) or ""),
     )
 
