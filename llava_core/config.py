@@ -58,6 +58,8 @@ class BatchLimits:
     """Memory for the keys and values of running and parked chats; half of what is free after loading."""
     feature_bytes: int = 512 * 1024 * 1024
     """Memory for encoded pictures."""
+    prepared_bytes: int = 256 * 1024 * 1024
+    """Memory for decoded and preprocessed pictures, which come again with every turn of their chat."""
     share_between_owners: bool = False
     """Whether one person's prefilled prompt may speed up another's; timing could then tell who asked what."""
     threads: int | None = None

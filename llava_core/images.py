@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -81,8 +81,9 @@ class ImageLoader:
         self._closed = False
         self._threads = ThreadPoolExecutor(limits.decode_processes, thread_name_prefix="decode")
 
-    async def load(self, images: Sequence[ImagePart]) -> list[Image.Image]:
-        """RGB pictures in the order given. Raises BadImage, saying which picture where there are several."""
+    async def load(self, images: Sequence[ImagePart], *, skip: Collection[int] = ()) -> list[Image.Image]:
+        """RGB pictures in the order given, without those at the places `skip`, which the caller has from before.
+        Raises BadImage, saying which picture where there are several."""
         limits = self._limits
         if len(images) > limits.max_images:
             raise BadImage(
@@ -94,6 +95,8 @@ class ImageLoader:
         loaded: list[Image.Image] = []
         # One after the other, so that a chat of many pictures takes one decoder from the others, not all.
         for number, image in enumerate(images, start=1):
+            if number - 1 in skip:
+                continue
             try:
                 loaded.append(await self._load(image.url, kept))
             except BadImage as error:

@@ -72,11 +72,15 @@ class LoadedCheckpoint(Protocol):
     info: ModelInfo
 
     def prompt(
-        self, messages: Sequence[Message], images: Sequence[Image.Image], *, continue_final: bool = False
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Image.Image | PreparedImage],
+        *,
+        continue_final: bool = False,
     ) -> Prompt:
         """Render, tokenise and preprocess. `images` are decoded RGB pictures in the order of the messages' image
-        parts. User text that looks like a special token stays text. Raises BadImage, ContextOverflow is the
-        engine's to raise."""
+        parts; a chat that comes again with as many may give back what was prepared for it. User text that looks like
+        a special token stays text. Raises BadImage, ContextOverflow is the engine's to raise."""
         ...
 
     def encode(self, images: Sequence[PreparedImage]) -> list[torch.Tensor]:

@@ -31,7 +31,11 @@ class Checkpoint:
     vision: ImageSide | None
 
     def prompt(
-        self, messages: Sequence[Message], images: Sequence[Image.Image], *, continue_final: bool = False
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Image.Image | PreparedImage],
+        *,
+        continue_final: bool = False,
     ) -> Prompt:
         asked = sum(len(message.images) for message in messages)
         if asked != len(images):
@@ -55,12 +59,15 @@ class Checkpoint:
     def positions(self, prompt: Prompt) -> torch.Tensor | None:
         return self.vision.positions(self.model, prompt) if self.vision else None
 
-    def _prepare(self, images: Sequence[Image.Image]) -> list[PreparedImage]:
+    def _prepare(self, images: Sequence[Image.Image | PreparedImage]) -> list[PreparedImage]:
         if images and self.vision is None:
             raise BadRequest(f"{self.info.name!r} reads text only; remove the pictures", param="messages")
         assert self.vision is not None or not images
         prepared: list[PreparedImage] = []
         for number, image in enumerate(images, 1):
+            if isinstance(image, PreparedImage):
+                prepared.append(image)
+                continue
             try:
                 assert self.vision is not None
                 prepared.append(self.vision.prepare(image, alone=len(images) == 1))

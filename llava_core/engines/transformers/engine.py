@@ -22,6 +22,8 @@ from llava_core.engines.transformers.encode import Encoder
 from llava_core.engines.transformers.features import FeatureCache
 from llava_core.engines.transformers.kv import KVStore
 from llava_core.engines.transformers.loop import Event, ModelLoop, Parts
+from llava_core.engines.transformers.packing import pack_linears
+from llava_core.engines.transformers.pictures import Pictures
 from llava_core.engines.transformers.rejoin import rejoin
 from llava_core.engines.transformers.sampler import Draw, Sampler
 from llava_core.engines.transformers.sequence import Sequence
@@ -72,13 +74,14 @@ class TransformersEngine:
         self._loaded = loaded
         self._limits = limits or EngineLimits()
         self._batch = batch or BatchLimits()
-        self._images = ImageLoader(images or ImageLimits())
+        self._pictures = Pictures(ImageLoader(images or ImageLimits()), self._batch.prepared_bytes)
         self._tokenizer = _pipeline_of(loaded)
         model = loaded.model
         model.eval()
         device = model.device
         if device.type == "cpu":
             log.info("the model runs on %d threads", set_threads(self._batch.threads))
+            pack_linears(model)
         use_ragged_attention(model)
         attention = choose_backend(backend, model, self._batch, context_length=loaded.info.context_length)
         self._features = FeatureCache(self._batch.feature_bytes)
@@ -142,7 +145,7 @@ class TransformersEngine:
             return
         self._closed = True
         await asyncio.to_thread(self._loop.stop, self._batch.stop_timeout_s)
-        await self._images.aclose()
+        await self._pictures.aclose()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, request: Request) -> None:
@@ -166,10 +169,11 @@ class TransformersEngine:
             )
 
     async def _prepare(self, request: Request) -> Sequence:
-        pictures = await self._images.load(request.images)
+        taken = await self._pictures.take(request.images)
 
         def make() -> Sequence:
-            prompt = self._loaded.prompt(request.messages, pictures, continue_final=request.continue_final)
+            prompt = self._loaded.prompt(request.messages, taken.pictures, continue_final=request.continue_final)
+            self._pictures.keep(taken, [placed.image for placed in prompt.images])
             return self._sequence(request, prompt)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, make)
