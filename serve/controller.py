@@ -62,7 +62,9 @@ def create_app(
         await client.aclose()
         await workers.aclose()
 
-    app = FastAPI(title="LLaVA Serve controller", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="LLaVA Serve controller", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     add_error_handlers(app)
     frame(app, limits.max_body_bytes, server)
     app.include_router(_control_routes(pool, clock, workers))

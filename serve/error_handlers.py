@@ -63,5 +63,8 @@ async def _wrong_field(request: HttpRequest, error: Exception) -> Response:
     # The refused value is not repeated: it may be megabytes, or not even printable.
     sentence = str(first["msg"])
     sentence = sentence[:1].lower() + sentence[1:]
-    wrong = BadRequest(f"{name}: {sentence}" if name else sentence, param=name or None)
+    if name:
+        wrong = BadRequest(f"{name}: {sentence}", param=name)
+    else:
+        wrong = BadRequest("the body must be a JSON object, sent with the header Content-Type: application/json")
     return JSONResponse(wrong.to_body(), 422)

@@ -70,7 +70,7 @@ def create_app(
     """The worker's app. Starting, stopping and closing the engine are the caller's."""
     slot = engine if isinstance(engine, EngineSlot) else EngineSlot(engine)
     limits, server = limits or RequestLimits(), server or ServerLimits()
-    app = FastAPI(title="LLaVA Serve worker", docs_url=None, redoc_url=None)
+    app = FastAPI(title="LLaVA Serve worker", docs_url=None, redoc_url=None, redirect_slashes=False)
     add_error_handlers(app)
     frame(app, limits.max_body_bytes, server)
     app.include_router(_status_routes(slot))

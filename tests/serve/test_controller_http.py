@@ -124,6 +124,17 @@ async def test_garbage_is_refused_with_a_sentence(path: str, raw: bytes):
         assert (await http.get("/health/ready")).status_code == 200
 
 
+async def test_a_form_from_a_strangers_page_registers_nobody():
+    pool = WorkerPool()
+    async with controller(pool) as http:
+        raw = json.dumps(registration())
+        answer = await http.post("/register_worker", content=raw, headers={"Content-Type": "text/plain"})
+        assert (answer.status_code, pool.addresses(0)) == (422, ())
+        assert "Content-Type: application/json" in answer.json()["error"]["message"]
+        # No redirect either, which would go wherever the caller's Host header says.
+        assert (await http.post("/register_worker/", json=registration())).status_code == 404
+
+
 async def test_a_heartbeat_with_a_hostile_queue_changes_nothing():
     pool = WorkerPool()
     async with controller(pool) as http:
