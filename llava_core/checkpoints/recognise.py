@@ -51,7 +51,9 @@ def recognise(path: str | os.PathLike[str], *, base: str | None = None) -> Recog
     config = files.read_json(folder / "config.json")
     weights = files.weight_files(folder)
     if is_original(config):
-        return _original(folder, names, config, weights, base)
+        # A path somebody typed is meant from where they stand, not from the checkpoint's folder.
+        typed = Path(base).expanduser() if base else None
+        return _original(folder, names, config, weights, str(typed.resolve()) if typed and typed.is_dir() else base)
     kind: Kind | None = None
     if any(isinstance(config.get(key), dict) for key in ("vision_config", "visual")):
         kind = "hub"

@@ -122,6 +122,14 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
         recognise(tmp_path / "model.gguf")
 
 
+def test_a_base_is_meant_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ORIGINALS / "llava-pretrain-vicuna-7b", tmp_path / "models" / "projector")
+    for place in (tmp_path, tmp_path / "models"):
+        shutil.copytree(ORIGINALS / "vicuna-base", place / "base")
+    monkeypatch.chdir(tmp_path)
+    assert recognise("models/projector", base="base").base == str((tmp_path / "base").resolve())
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match=r"there is no folder '.*none'"):
         recognise(tmp_path / "none")
