@@ -40,18 +40,20 @@ def decode_image(data: bytes, limits: ImageLimits, *, kept_pixels: int | None = 
         raise too_many_bytes(len(data), limits)
     picture = _open(data, limits)
     check_size(picture.size, limits)
+    kind = picture.format or "picture"
     try:
         with picture:
             picture.load()
             flat = _flattened(picture)
+            turn = _TURNS.get(_orientation(picture))
+        del picture  # its pixels are the larger part of the peak
         flat = _scaled(flat, limits.kept_pixels if kept_pixels is None else kept_pixels)
-        turn = _TURNS.get(_orientation(picture))
         return flat if turn is None else flat.transpose(turn)
     except MemoryError as cause:
         raise _memory() from cause
     except Exception as cause:
         # Pillow's decoders raise anything from OSError to struct.error, IndexError and SyntaxError.
-        raise _damaged(picture.format or "picture") from cause
+        raise _damaged(kind) from cause
 
 
 def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
