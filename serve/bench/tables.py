@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
+from serve.bench.compare import CompareReport, Line
+from serve.bench.engine import EngineReport
 from serve.bench.machine import describe_machine
+from serve.bench.overhead import OverheadReport
 from serve.bench.plan import LoadPlan
 from serve.bench.records import Spread, Summary
 from serve.bench.report import Head, LoadReport
@@ -29,6 +34,76 @@ def print_load(console: Console, report: LoadReport) -> None:
     console.print(table)
     for line in summary_lines(summary):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_compare(console: Console, report: CompareReport) -> None:
+    print_head(console, report.head)
+    console.print(describe_plan(report.plan), style="dim", markup=False, highlight=False, soft_wrap=True)
+    count = len(report.rounds)
+    title = f"medians of {count} rounds in turns; ratios are {report.a} : {report.b}, medians of the rounds' own"
+    console.print(_lines_table(title, report.lines, report.a, report.b))
+    for name, summaries in (
+        (report.a, [each.a for each in report.rounds]),
+        (report.b, [each.b for each in report.rounds]),
+    ):
+        for number_, summary in enumerate(summaries, 1):
+            for line in summary_lines(summary):
+                console.print(f"{name}, round {number_}: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_engine(console: Console, report: EngineReport) -> None:
+    print_head(console, report.head)
+    plan, limit = report.plan, report.limit
+    what = (
+        f"{report.model}, {limit.weights.parameters / 1e6:,.0f} million weights in {report.dtype}; one chat of "
+        f"{plan.long_turns} turns, a prompt of {plan.prefill_words} words, {plan.users} users x {plan.turns} turns; "
+        f"{plan.images} pictures a chat, {plan.max_tokens} tokens an answer, greedy; {plan.rounds} rounds"
+    )
+    console.print(what, style="dim", markup=False, highlight=False, soft_wrap=True)
+    if report.lines:
+        title = "medians; ratios are engine : generate, medians of the rounds' own"
+        console.print(_lines_table(title, report.lines, "engine", "generate"))
+    else:
+        table = new_table("medians", "", "engine")
+        for name, value in report.alone.items():
+            table.add_row(name, number(value))
+        console.print(table)
+    table = new_table("one stream against the machine", "", "")
+    table.add_row("memory read by torch", f"{number(limit.read_gb_per_s)} GB/s")
+    table.add_row("weights read for a token", f"{number(limit.weights.bytes / 1e6)} MB")
+    table.add_row(
+        f"keys and values read, {limit.context:.0f} tokens",
+        f"{number(limit.context * limit.weights.kv_bytes / 1e6)} MB",
+    )
+    table.add_row("limit", f"{number(limit.limit_tokens_per_s)} tokens/s")
+    table.add_row("reached", f"{number(limit.reached)} tokens/s")
+    table.add_row("share of the limit", f"{100 * limit.share:.0f} %")
+    table.add_row("the weights' products alone", f"{number(limit.weights_pass_tokens_per_s)} tokens/s")
+    table.add_row("share of that", f"{100 * limit.share_of_pass:.0f} %")
+    console.print(table)
+
+
+def print_overhead(console: Console, report: OverheadReport) -> None:
+    print_head(console, report.head)
+    plan = report.plan
+    what = (
+        f"echo engine; 1 user: {plan.requests} answers of {plan.max_tokens} words without pause; "
+        f"{plan.streams} streams: {plan.token_ms:g} ms between words; {plan.rounds} rounds"
+    )
+    console.print(what, style="dim", markup=False, highlight=False, soft_wrap=True)
+    for way, lines in report.lines.items():
+        title = f"{way}: {report.added_ms[way]:+.2f} ms an answer"
+        console.print(_lines_table(title, lines, "through", "engine itself"))
+    line = f"the worker spends {report.cpu_us_per_token:.0f} microseconds of a core on each token it sends"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines_table(title: str, lines: Sequence[Line], a: str, b: str) -> Table:
+    table = new_table(title, "", a, b, "ratio", "lowest", "highest")
+    for line in lines:
+        values = (line.a, line.b, line.ratio, line.low, line.high)
+        table.add_row(line.name, *(number(value) for value in values))
+    return table
 
 
 def summary_lines(summary: Summary) -> list[str]:
