@@ -156,7 +156,8 @@ class Prompter:
                 ids += self._ids(self._prefixed(chunk), nonce, special=index == 0)
             return ids, starts
         open_ids, close_ids = (self._plain.encode(mark, add_special_tokens=False).ids for mark in layout.image_wrap)
-        special = not (self._bos and masked.startswith(self._bos))
+        # As in transformers: a processor adds the begin-of-text token that its template left out, a tokenizer does not.
+        special = self._placeholder_id is not None and not (self._bos and masked.startswith(self._bos))
         for token in self._ids(masked, nonce, special=special):
             if token != self._placeholder_id or not lengths:
                 ids.append(token)

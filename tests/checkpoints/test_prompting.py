@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from llava_core.checkpoints.original_tokenizer import load_original_tokenizer
@@ -171,3 +171,19 @@ def test_the_wrap_goes_around_the_placeholders(byte_tokenizer: PreTrainedTokeniz
     start = prompt.starts[0]
     image, opens, closes = byte_tokenizer.convert_tokens_to_ids(["<image>", "<|im_start|>", "<|im_end|>"])
     assert prompt.ids[start - 1 : start + 3] == (opens, image, image, closes)
+
+
+def test_a_text_only_chat_has_the_ids_of_its_tokenizer_alone(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    backend = Tokenizer.from_str(byte_tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", backend.token_to_id("<|im_start|>"))]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>")
+    subject = Prompter.for_chat_template(tokenizer, "Q: {{ messages[0]['content'] }} A:", image_token=None)
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}],
+        chat_template="Q: {{ messages[0]['content'] }} A:",
+        tokenize=True,
+        return_dict=False,
+    )
+    assert list(subject.tokenize([user("Hi")], []).ids) == expected
