@@ -139,6 +139,22 @@ def test_an_entry_that_another_goes_on_from_is_not_kept_twice(store: KVStore) ->
     assert sum(1 for kept in store.parked if int(kept.virtual[60]) == 600) == 1
 
 
+def test_parked_chats_go_when_the_machine_runs_out_of_memory() -> None:
+    left = [2]
+
+    def short() -> bool:
+        left[0] -= 1
+        return left[0] >= 0
+
+    store = make_store()
+    for number in range(3):
+        sequence = request_of([number * 1000 + i for i in range(40)])
+        assert store.admit(sequence)
+        store.is_short = short if number == 2 else store.is_short
+        end(store, sequence)
+    assert [int(kept.virtual[0]) for kept in store.parked] == [2000]
+
+
 def picture(start: int, key: str, tokens: int = 20) -> PlacedImage:
     return PlacedImage(start, PreparedImage(key, {}, tokens))
 

@@ -22,8 +22,10 @@ from llava_core.engines.transformers.encode import Encoder
 from llava_core.engines.transformers.features import FeatureCache
 from llava_core.engines.transformers.kv import KVStore
 from llava_core.engines.transformers.loop import Event, ModelLoop, Parts
+from llava_core.engines.transformers.memory import is_short
 from llava_core.engines.transformers.packing import pack_linears
 from llava_core.engines.transformers.pictures import Pictures
+from llava_core.engines.transformers.probe import check_attention, own_logits, warm_up
 from llava_core.engines.transformers.rejoin import rejoin
 from llava_core.engines.transformers.sampler import Draw, Sampler
 from llava_core.engines.transformers.sequence import Sequence
@@ -82,8 +84,11 @@ class TransformersEngine:
         if device.type == "cpu":
             log.info("the model runs on %d threads", set_threads(self._batch.threads))
             pack_linears(model)
+        own = own_logits(model)
         use_ragged_attention(model)
         attention = choose_backend(backend, model, self._batch, context_length=loaded.info.context_length)
+        check_attention(model, attention, own)
+        warm_up(loaded, attention)
         self._features = FeatureCache(self._batch.feature_bytes)
         self._store = KVStore(
             attention,
@@ -91,6 +96,7 @@ class TransformersEngine:
             loaded.positions,
             share_between_owners=self._batch.share_between_owners,
             rejoin=lambda prompt, kept: rejoin(prompt, kept, self._decode),
+            is_short=is_short if device.type == "cpu" else lambda: False,
         )
         self._vocabulary: int = model.config.get_text_config().vocab_size
         facts = loaded.facts

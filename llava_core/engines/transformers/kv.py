@@ -47,6 +47,8 @@ class KVStore:
     """Position ids of a prompt, where its family needs more than a count."""
     share_between_owners: bool = False
     rejoin: Rejoin | None = None
+    is_short: Callable[[], bool] = lambda: False
+    """Whether memory outside of this store runs out, so that parked chats must go though they are within bounds."""
     parked: list[Kept] = field(default_factory=list[Kept])
     """Least recently used first."""
     _running: dict[Sequence, tuple[tuple[int, int], ...]] = field(
@@ -96,6 +98,8 @@ class KVStore:
             self._drop(other)
         self.backend.resize(region, sequence.computed)
         self.parked.append(kept)
+        while self.parked and self.is_short():
+            self._drop(self.parked[0])
 
     def forget(self, sequence: Sequence) -> None:
         """The request failed; nothing of it can be trusted."""

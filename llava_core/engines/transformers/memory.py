@@ -8,6 +8,7 @@ import torch
 
 _SHARE_OF_FREE = 0.5
 _SHARE_OF_FREE_GPU = 0.85
+_LEAST_FREE = 0.06
 
 
 def kv_budget(device: torch.device, wanted: int | None) -> int:
@@ -18,6 +19,13 @@ def kv_budget(device: torch.device, wanted: int | None) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * _SHARE_OF_FREE_GPU)
     return int(_free_memory() * _SHARE_OF_FREE)
+
+
+def is_short() -> bool:
+    """Whether the machine comes to the end of its memory, whoever uses it."""
+    import psutil
+
+    return _free_memory() < _LEAST_FREE * psutil.virtual_memory().total
 
 
 def _free_memory() -> int:
