@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from threading import Event
 from typing import Annotated
 
 import typer
@@ -110,14 +111,21 @@ def serve(context: PageContext, host: str, port: int, share: bool) -> None:
     """Run until Ctrl-C or a request to terminate."""
     from serve.tabs.frame import launch
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ended = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
     try:
         blocks = launch(context, host, port, share)
     except OSError:
-        print(f"error: the page cannot listen on {host}:{port}, which is taken or not this machine's; choose another --port", file=sys.stderr)
+        print(
+            f"error: the page cannot listen on {host}:{port}, taken or not this machine's; choose another --port",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     print(f"The page is at http://{host}:{port}", flush=True)
-    blocks.block_thread()
+    while not ended.wait(timeout=3600):
+        pass
+    blocks.close(verbose=False)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class Composer {
   build() {
     this.files = el("input", { type: "file", accept: "image/*", multiple: true, hidden: true, "aria-label": "Pictures" });
     this.shelf = el("div.ls-shelf", { hidden: true });
+    this.hints = el("div.ls-hints", { hidden: true });
     this.bar = el("div.ls-bar", { hidden: true });
     this.strip = el("div.ls-strip", { hidden: true });
     this.text = el("textarea.ls-input", { rows: 1, "aria-label": "Your question", enterkeyhint: "send" });
@@ -33,7 +34,7 @@ class Composer {
     this.settingsButton = iconButton("sliders", "Settings", () => popover(this.settingsButton, settingsPanel, ".ls-settings-popover"),
       { "aria-haspopup": "dialog", "aria-expanded": "false" });
     this.keptButton = el("button.ls-text-button", { type: "button", onclick: () => popover(this.keptButton, () => this.whatIsKept(), ".ls-kept") }, "What is kept?");
-    this.box = el("div.ls-box", {}, this.shelf, this.text,
+    this.box = el("div.ls-box", {}, this.shelf, this.hints, this.text,
       el("div.ls-tools", {},
         iconButton("picture", "Add pictures", () => this.files.click(), { className: ".ls-attach" }), this.settingsButton,
         el("span.ls-gap"), this.undoButton, this.clearButton, this.sendButton), this.files);
@@ -108,7 +109,7 @@ class Composer {
     const failed = this.pictures.find((picture) => picture.failed);
     if (failed) toast(`${failed.name} could not be uploaded. Remove it or attach it again.`, "error");
     else {
-      this.view.send(this.text.value.trim(), this.pictures.map(({ arrival, ...picture }) => picture));
+      this.view.send(this.text.value.trim(), this.pictures.map(({ arrival, questions, ...picture }) => picture));
       this.load("", []);
     }
     this.refresh();
@@ -167,7 +168,7 @@ class Composer {
   }
 
   addExample(example, question) {
-    this.load(question, [{ name: example.title, url: `examples/${encodeURIComponent(example.file)}`, example: example.file, size: 0 }]);
+    this.load(question, [{ questions: example.questions, name: example.title, url: `examples/${encodeURIComponent(example.file)}`, example: example.file, size: 0 }]);
   }
 
   drawShelf() {
@@ -206,6 +207,7 @@ class Composer {
     this.settingsButton.classList.toggle("ls-changed", settingsAreChanged());
     this.drawBar();
     this.drawStrip();
+    this.drawHints();
   }
 
   drawBar() {
@@ -232,6 +234,18 @@ class Composer {
     this.strip.append(...this.props.examples.map((example) => el("button.ls-strip-item", {
       type: "button", title: `${example.title}: ${example.questions[0]}`, onclick: () => this.addExample(example, example.questions[0]),
     }, el("img", { src: `examples/${encodeURIComponent(example.file)}`, alt: example.title, loading: "lazy" }))));
+  }
+
+  // The other questions that go with an example's picture.
+  drawHints() {
+    const { questions = [] } = this.pictures.length === 1 ? this.pictures[0] : {};
+    const others = questions.includes(this.text.value) || !this.text.value ? questions.filter((question) => question !== this.text.value) : [];
+    this.hints.hidden = !others.length;
+    if (this.hints.dataset.key === others.join()) return;
+    this.hints.dataset.key = others.join();
+    this.hints.replaceChildren(...others.map((question) => el("button.ls-hint", {
+      type: "button", onclick: () => { this.text.value = question; this.grow(); this.keepDraft(); this.refresh(); this.focus(); },
+    }, question)));
   }
 
   whatIsKept() {

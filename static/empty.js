@@ -38,6 +38,9 @@ function welcome(pane) {
     el("h1", {}, "Ask about any picture"),
     el("p", {}, howToBegin(examples.length > 0)),
     el("div.ls-examples", {}, examples.map((example) => exampleCard(pane, example))),
+    el("button.ls-text-button.ls-more", {
+      type: "button", onclick: (event) => { event.target.previousElementSibling.classList.add("ls-all"); event.target.remove(); },
+    }, "More examples"),
   ];
 }
 

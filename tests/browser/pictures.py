@@ -28,6 +28,12 @@ def make_examples(folder: Path) -> Path:
     for number in range(4):
         name = f"example-{number}.png"
         (folder / name).write_bytes(png(300 + number, 200, ("teal", "coral", "gold", "plum")[number]))
-        rows.append({"file": name, "title": f"Example {number}", "questions": [f"What is example {number}?"]})
+        rows.append(
+            {
+                "file": name,
+                "title": f"Example {number}",
+                "questions": [f"What is example {number}?", f"Why example {number}?"],
+            }
+        )
     (folder / "examples.json").write_text(json.dumps(rows))
     return folder
