@@ -20,6 +20,7 @@ from tests.topology import Topology
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 README = (ROOT / "README.md").read_text()
+_MODULE = r"python -m (serve\.bench \w+|serve\.\w+|llava_core\.\w+)"
 FOLDERS = ("serve", "llava_core", "static", "tests", "examples", ".ci")
 
 
@@ -35,14 +36,14 @@ def commands() -> list[tuple[str, str]]:
             line = line.partition(" #")[0]
             if "launch.sh" in line and "launch.sh test" not in line:
                 found.append(("serve.launch", line))
-            found += [(module, line) for module in re.findall(r"python -m (serve\.\w+|llava_core\.\w+)", line)]
+            found += [(module, line) for module in re.findall(_MODULE, line)]
     return found
 
 
 @functools.cache
 def help_of(module: str) -> str:
     ran = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
+        [sys.executable, "-m", *module.split(), "--help"],
         cwd=ROOT,
         env=os.environ | {"COLUMNS": "400", "NO_COLOR": "1"},
         capture_output=True,
