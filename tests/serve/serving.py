@@ -35,7 +35,7 @@ async def serving(app: FastAPI, *, port: int | None = None, header_s: float = 10
         await asyncio.wait_for(server.up.wait(), 20)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        server.enough.set()
         await task
 
 
@@ -43,10 +43,14 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = asyncio.Event()
+        self.enough = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def main_loop(self) -> None:
+        await self.enough.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

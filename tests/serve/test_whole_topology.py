@@ -236,7 +236,7 @@ async def test_a_stopped_worker_is_left_for_another_and_comes_back(topology: Top
     got: list[Chunk] = []
     await asyncio.gather(*(collect(gateway.url, Request("echo", (user("hi"),)), got) for _ in range(4)))
     assert len([chunk for chunk in got if chunk.finish_reason == "stop"]) == 4
-    assert good.log_text().count("outcome=stop") == 4
+    await until(lambda: good.log_text().count("outcome=stop") == 4)
     hung.signal(signal.SIGCONT)
     await until(lambda: "outcome=left" in hung.log_text())
     assert "outcome=stop" not in hung.log_text()
