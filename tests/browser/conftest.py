@@ -38,7 +38,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
         made.controller()
         made.worker("quick", delay_s=0.002, wait=False)
         made.worker("steady", delay_s=0.08, wait=False)
-        made.worker("slow", delay_s=0.15, first_s=0.6, wait=False)
+        made.worker("slow", delay_s=0.12, first_s=0.6, wait=False)
         for worker in made.servers[1:]:
             worker.until_ready("/health/ready", 60)
             made.until_listed(worker)

@@ -16,7 +16,7 @@ def test_the_fast_column_is_done_while_the_slow_one_still_streams(new_desk: NewD
     desk = new_desk(tab="Compare", query="/?model=quick")
     desk.pick("slow", place=1)
     left, right = desk.column("left"), desk.column("right")
-    desk.ask("Same for both? " + "word " * 25, save(tmp_path, "a.png", 64, 48), wait=False)
+    desk.ask("Same for both? " + "word " * 12, save(tmp_path, "a.png", 64, 48), wait=False)
     expect(left.last).to_have_attribute("data-state", "done")
     expect(right.last).to_have_attribute("data-state", re.compile("waiting|streaming"))
     expect(right.last).to_have_attribute("data-state", "streaming")

@@ -22,9 +22,9 @@ def test_the_address_chooses_the_model_and_its_note_is_beside_it(new_desk: NewDe
 def test_switching_the_model_keeps_the_chat(new_desk: NewDesk, tmp_path: Path) -> None:
     desk = new_desk("quick")
     desk.ask("One", save(tmp_path, "a.png", 64, 48))
-    desk.pick("slow")
+    desk.pick("steady")
     desk.ask("Two")
-    expect(desk.turns.last.locator(".ls-model-tag")).to_have_text("slow")
+    expect(desk.turns.last.locator(".ls-model-tag")).to_have_text("steady")
     expect(desk.answer).to_contain_text("I received 3 turns and 1 image.")
 
 
@@ -74,21 +74,9 @@ def test_a_closed_page_frees_the_worker(new_desk: NewDesk, servers: Topology) ->
     worker.stop()
 
 
-def test_before_there_is_a_model_the_page_says_how_to_start_one(new_desk: NewDesk, tmp_path: Path) -> None:
-    with Topology(tmp_path) as own:
-        own.controller()
-        page = own.page()
-        desk = new_desk(url=page.url, query="/", ready=False)
-        expect(desk.view).to_contain_text("No model is running yet")
-        expect(desk.view).to_contain_text("./launch.sh --model")
-        expect(desk.send_button).to_be_disabled()
-        own.worker("first", delay_s=0.002)
-        expect(desk.view).to_contain_text("Ask about any picture")
-        desk.ask("Hello")
-        expect(desk.answer).to_contain_text("You said: Hello")
-
-
-def test_without_a_controller_the_page_says_so_and_a_list_found_once_is_kept(new_desk: NewDesk, tmp_path: Path) -> None:
+def test_without_controller_or_model_the_page_says_so_and_a_list_found_once_is_kept(
+    new_desk: NewDesk, tmp_path: Path
+) -> None:
     with Topology(tmp_path) as own:
         controller = own.controller()
         controller.kill()
@@ -96,8 +84,15 @@ def test_without_a_controller_the_page_says_so_and_a_list_found_once_is_kept(new
         desk = new_desk(url=page.url, query="/", ready=False)
         expect(desk.view).to_contain_text("The models cannot be listed")
         own.controller(port=controller.port)
+        expect(desk.view).to_contain_text("No model is running yet")
+        expect(desk.view).to_contain_text("./launch.sh --model")
+        desk.input.fill("Hello")
+        expect(desk.send_button).to_be_disabled()
         own.worker("first", delay_s=0.002)
+        expect(desk.view).to_contain_text("Ask about any picture")
         expect(desk.pickers).to_contain_text("first")
+        desk.send_button.click()
+        expect(desk.answer).to_contain_text("You said: Hello")
         own.worker("second", delay_s=0.002)
         desk.page.reload()
         expect(desk.pickers).to_be_enabled()
