@@ -32,7 +32,9 @@ class ChatCall:
     include_usage: bool
 
 
-def read_call(raw: bytes, *, limits: RequestLimits | None = None, request_id: str | None = None) -> ChatCall:
+def read_call(
+    raw: bytes | bytearray, *, limits: RequestLimits | None = None, request_id: str | None = None
+) -> ChatCall:
     """The call in a request body. Slow for megabytes of image: run it in a thread. Raises BadRequest."""
     limits = limits or RequestLimits()
     fields = _fields(_json_object(raw, limits))
@@ -159,7 +161,7 @@ class _Fields(BaseModel):
     functions: Any = None
 
 
-def _json_object(raw: bytes, limits: RequestLimits) -> Json:
+def _json_object(raw: bytes | bytearray, limits: RequestLimits) -> Json:
     # A body of nothing but brackets and commas becomes forty times its size in objects; images hold none of
     # them and text only so many, so they are counted before anything is built.
     marks = sum(

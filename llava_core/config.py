@@ -60,6 +60,8 @@ class BatchLimits:
     """Memory for encoded pictures."""
     prepared_bytes: int = 256 * 1024 * 1024
     """Memory for decoded and preprocessed pictures, which come again with every turn of their chat."""
+    speculate: bool = True
+    """Whether greedy answers guess ahead from the chat's own words; the answers stay the same."""
     share_between_owners: bool = False
     """Whether one person's prefilled prompt may speed up another's; timing could then tell who asked what."""
     threads: int | None = None

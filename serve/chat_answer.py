@@ -136,7 +136,8 @@ class ChatAnswer(Response):
             log.error("request %s failed: %s", request_id, error.message, exc_info=error.__cause__)
         if error.request_id is None and status_of(error) >= 500:
             error.request_id = request_id
-        return error
+        # The traceback leads to frames that hold the error and the whole request: a circle of megabytes of pictures.
+        return error.with_traceback(None)
 
 
 class _ReaderTooSlow(Exception):

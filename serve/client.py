@@ -77,28 +77,32 @@ class Client:
         failed: list[str] = []
         last: LlavaError | None = None
         deadline = asyncio.get_running_loop().time() + self._timings.first_token_s
-        for _ in range(self._timings.attempts):
-            try:
-                address = await self._pick(request.model, failed)
-            except NoWorker as error:
-                # Nobody else is left: an overload or timeout says more than that, a lost connection less.
-                raise (error if last is None or isinstance(last, WorkerLost) else last) from last
-            async with aclosing(self._stream_from(address, request, body, deadline)) as chunks:
+        try:
+            for _ in range(self._timings.attempts):
                 try:
-                    chunk = await anext(chunks)
-                except LlavaError as error:
-                    if not error.retryable:
-                        raise
-                    log.info("request %s: %s failed before its first token: %s", request.id, address, error.code)
-                    failed.append(address)
-                    last = error
-                    continue
-                self._remembered[request.model] = address
-                yield chunk
-                async for chunk in chunks:
+                    address = await self._pick(request.model, failed)
+                except NoWorker as error:
+                    # Nobody else is left: an overload or timeout says more than that, a lost connection less.
+                    raise (error if last is None or isinstance(last, WorkerLost) else last) from None
+                async with aclosing(self._stream_from(address, request, body, deadline)) as chunks:
+                    try:
+                        chunk = await anext(chunks)
+                    except LlavaError as error:
+                        if not error.retryable:
+                            raise
+                        log.info("request %s: %s failed before its first token: %s", request.id, address, error.code)
+                        failed.append(address)
+                        last = error
+                        continue
+                    self._remembered[request.model] = address
                     yield chunk
-                return
-        raise last or NoWorker(f"no worker answered for {request.model!r}; try again in a moment")
+                    async for chunk in chunks:
+                        yield chunk
+                    return
+            raise last or NoWorker(f"no worker answered for {request.model!r}; try again in a moment")
+        finally:
+            # Its traceback leads back here: a circle that would keep the body until the next collection.
+            last = None
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -62,8 +62,11 @@ async def _read(http: HttpRequest, limits: RequestLimits) -> ChatCall:
     if kind != "application/json":
         # Also keeps web pages of strangers from sending chats with a plain form.
         raise HTTPException(415, "send the chat as JSON, with the header Content-Type: application/json")
-    # Not `http.body()`, which would keep the bytes for as long as the answer takes.
-    body = b"".join([piece async for piece in http.stream()])
+    # Not `http.body()`, which would keep the bytes for as long as the answer takes, nor pieces that are joined, which
+    # would be there twice.
+    body = bytearray()
+    async for piece in http.stream():
+        body += piece
     request_id = str(http.scope["request_id"])
     if len(body) < _LARGE_BYTES:
         return read_call(body, limits=limits, request_id=request_id)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -137,6 +140,22 @@ async def test_attempts_are_bounded():
         with pytest.raises(WorkerLost):
             await answer(client)
     assert len(listed.asked) == 2
+
+
+@pytest.mark.parametrize("error", [Overloaded("full"), BadImage("too wide"), WorkerLost("gone")])
+@pytest.mark.parametrize("after", [0, 1])
+async def test_a_request_that_failed_is_forgotten_at_once_with_its_pictures(error: LlavaError, after: int):
+    request = Request("m", (user("hi"),))
+    async with serving(create_app(failing(error, after))) as url, Client("", directory=Listed([url])) as client:
+        gc.disable()
+        try:
+            with contextlib.suppress(LlavaError):
+                await answer(client, request)
+            seen = weakref.ref(request)
+            del request
+            assert seen() is None
+        finally:
+            gc.enable()
 
 
 async def test_an_error_after_the_first_token_is_the_callers():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -309,6 +311,24 @@ async def test_a_reader_who_takes_nothing_is_hung_up_on():
     app = create_app(engine, server=ServerLimits(send_s=0.01))
     await asyncio.wait_for(Stuck(app, json.dumps(body(stream=True)).encode()).run(), 5)
     assert engine.released.is_set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_failed_is_forgotten_at_once_with_its_pictures(stream: bool):
+    async def fail(request: Request) -> AsyncGenerator[Chunk]:
+        seen.append(weakref.ref(request))
+        yield Chunk("a")
+        raise BadImage("too wide")
+
+    seen: list[weakref.ref[Request]] = []
+    engine = ScriptedEngine(fail)
+    gc.disable()
+    try:
+        await Exchange(create_app(engine), json.dumps(body(stream=stream)).encode()).run()
+        engine.asked.clear()
+        assert [ref() for ref in seen] == [None]
+    finally:
+        gc.enable()
 
 
 async def test_a_caller_who_leaves_with_half_a_body_is_not_answered(caplog: pytest.LogCaptureFixture):
