@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from llava_core.errors import LlavaError, WorkerLost
+from llava_core.errors import ContextOverflow, LlavaError, WorkerLost
 from llava_core.types import Chunk, Request, Sampling, Usage
 from serve.page import session
 from serve.page.pictures import PictureDesk
@@ -190,7 +190,7 @@ class Room:
                 owner=self._owner,
                 id=request_id,
             )
-            async with aclosing(cast("_Closable", self._source.stream(request))) as chunks:
+            async with aclosing(self._chunks(request)) as chunks:
                 async for chunk in chunks:
                     progress = progress.after(chunk, self._clock())
                     self._set(session.update(self.chat, running.id, state="streaming", text=progress.text))
@@ -205,6 +205,23 @@ class Room:
             log.exception("request %s failed in the page", request_id)
             changes = {"state": "failed", "notice": _unforeseen(request_id)}
         self._set(session.update(self.chat, running.id, text=progress.text, figures=progress.figures, **changes))
+
+    async def _chunks(self, request: Request) -> AsyncGenerator[Chunk]:
+        """The answer, as long as was wished or else as the context leaves room for."""
+        begun = False
+        try:
+            async with aclosing(cast("_Closable", self._source.stream(request))) as chunks:
+                async for chunk in chunks:
+                    begun = True
+                    yield chunk
+            return
+        except ContextOverflow:
+            if begun or request.sampling.max_tokens is None:
+                raise
+        shorter = replace(request, sampling=replace(request.sampling, max_tokens=None))
+        async with aclosing(cast("_Closable", self._source.stream(shorter))) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 class _Closable(AsyncIterator[Chunk]):

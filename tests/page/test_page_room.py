@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_core.errors import BadImage, WorkerLost
+from llava_core.errors import BadImage, ContextOverflow, WorkerLost
 from llava_core.types import Sampling
 from serve.page import session
 from serve.page.pictures import PictureDesk
@@ -218,3 +218,21 @@ async def test_an_answer_that_was_stopped_goes_on_where_it_ended(room: Room, sou
     assert (await until(room, "done")).turns[-1].answer.text == "half whole"
     assert source.requests[1].continue_final
     assert source.requests[1].messages[-1].text == "half"
+
+
+async def test_a_chat_that_leaves_less_room_than_wished_gets_the_room_there_is(room: Room, source: ToldSource) -> None:
+    await room.ask("hello", (), "told", Settings(sampling=Sampling(max_tokens=512)))
+    source.fail(ContextOverflow("600 tokens and 512 for the answer are more than 1024"))
+    source.say("short")
+    source.end()
+    assert (await until(room, "done")).turns[-1].answer.text == "short"
+    assert [request.sampling.max_tokens for request in source.requests] == [512, None]
+
+
+async def test_a_chat_that_does_not_fit_at_all_is_a_notice(room: Room, source: ToldSource) -> None:
+    await room.ask("hello", (), "told", Settings(sampling=Sampling(max_tokens=512)))
+    source.fail(ContextOverflow("too long with 512"))
+    source.fail(ContextOverflow("too long"))
+    notice = (await until(room, "failed")).turns[-1].answer.notice
+    assert notice is not None
+    assert (notice.code, notice.message) == ("ContextOverflow", "too long")
