@@ -27,14 +27,18 @@ function setMath(root) {
 
 function setOne(span) {
   const source = span.textContent;
-  span.classList.add("ls-set");
   span.title = source;
-  katexReady.render(source, span, {
-    displayMode: span.classList.contains("ls-math-display"),
-    throwOnError: false,
-    trust: false,
-    maxSize: 20,
-    maxExpand: 500,
-    output: "htmlAndMathml",
-  });
+  try {
+    katexReady.render(source, span, {
+      displayMode: span.classList.contains("ls-math-display"),
+      throwOnError: true, // what is no TeX stays as it was written
+      trust: false,
+      maxSize: 20,
+      maxExpand: 500,
+      output: "htmlAndMathml",
+    });
+    span.classList.add("ls-set");
+  } catch {
+    span.textContent = source;
+  }
 }

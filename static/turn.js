@@ -50,11 +50,20 @@ class TurnView {
     const copy = iconButton("copy", "Copy the question", () => copyText(turn.text, copy));
     this.question.replaceChildren(...[
       turn.pictures.length && pictures,
-      turn.text && el("div.ls-bubble", {}, turn.text),
+      turn.text && this.bubble(turn.text),
       turn.left_out && el("p.ls-left-out", {}, "Left out of the chat, since it has no answer"),
       turn.id !== "pending" && el("div.ls-actions", {},
         turn.text && copy, iconButton("edit", "Edit and ask again", () => this.pane.view.edit(turn.id, this.pane))),
     ].filter(Boolean));
+  }
+
+  // A very long question shows its beginning.
+  bubble(text) {
+    const bubble = el("div.ls-bubble", {}, text);
+    if (text.length < 1500 && text.split("\n").length < 24) return bubble;
+    bubble.classList.add("ls-long");
+    const more = el("button.ls-text-button", { type: "button", onclick: () => { bubble.classList.remove("ls-long"); more.remove(); } }, "Show all");
+    return el("div.ls-folded", {}, bubble, more);
   }
 
   drawHead(turn, choosable) {

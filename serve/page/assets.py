@@ -34,7 +34,11 @@ def head(bare: bool = False) -> str:
     scripts = _joined(SCRIPTS)
     frame = "document.documentElement.classList.add('ls-bare');" if bare else ""
     assets = f"LlavaServe.assets = {json.dumps({'katex': katex()})};"
-    return f"<style>{styles}</style><script>(() => {{\n{scripts}\n{assets}{frame}\n}})();</script>"
+    # So that a phone's keyboard shortens the page instead of covering the composer.
+    viewport = (
+        '<meta name="viewport" content="width=device-width, initial-scale=1, interactive-widget=resizes-content">'
+    )
+    return f"{viewport}<style>{styles}</style><script>(() => {{\n{scripts}\n{assets}{frame}\n}})();</script>"
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -164,6 +164,12 @@ def test_a_long_paste_stays_text(desk: Desk) -> None:
     desk.ask("long " * 1000)
     expect(desk.answer).to_contain_text("1000 words")
     expect(desk.chips).to_have_count(0)
+    folded = desk.turns.last.locator(".ls-bubble").bounding_box()
+    desk.button("Show all").click()
+    whole = desk.turns.last.locator(".ls-bubble").bounding_box()
+    assert folded is not None
+    assert whole is not None
+    assert whole["height"] > folded["height"]
 
 
 def test_two_browsers_do_not_see_each_others_chats(new_desk: NewDesk) -> None:
