@@ -30,6 +30,9 @@ class Watched(TransformersEngine):
         self.__dict__.setdefault("seen", {})[request.id] = sequence
         return sequence
 
+    def generated(self, request: Request) -> list[int]:
+        return self.__dict__["seen"][request.id].generated
+
     def prompt_of(self, request: Request) -> Prompt:
         return self.__dict__["seen"][request.id].prompt
 
@@ -156,6 +159,45 @@ async def test_the_same_chat_twice_draws_from_what_the_first_computed(engine: Wa
         assert (usage.cached_tokens == usage.prompt_tokens - 1) is expected
         ids = [logprob.token_id for chunk in chunks for logprob in chunk.logprobs]
         assert ids == reference(family, engine.prompt_of(request), len(ids))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_guessing_ahead_changes_no_answer(family: str, backend: str) -> None:
+    engine = make(family, backend=backend)
+    try:
+        sampling = Sampling(temperature=0, max_tokens=40, ignore_eos=True)
+        requests = [Request("tiny", messages, sampling) for messages in chats(family, 4)]
+        chunks = [chunk async for chunk in engine.generate(requests[0])]
+        usage = chunks[-1].usage
+        assert usage is not None
+        assert usage.completion_tokens == 40
+        assert "".join(chunk.text for chunk in chunks) == engine._decode(engine.generated(requests[0]))
+        await asyncio.gather(*(drain(engine, request) for request in requests[1:]))
+        for request in requests:
+            assert engine.generated(request) == reference(family, engine.prompt_of(request), 40)
+    finally:
+        await engine.aclose()
+
+
+async def drain(engine: Watched, request: Request) -> None:
+    async for _ in engine.generate(request):
+        pass
+
+
+async def test_a_text_that_repeats_itself_takes_fewer_steps_than_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make("qwen3_vl")
+    try:
+        step = engine._loop._parts.step
+        run, steps = step.run, []
+        monkeypatch.setattr(step, "run", lambda works: steps.append(len(works)) or run(works))
+        for speculates in (True, False):
+            steps.clear()
+            # A model with random weights falls into a loop sooner or later.
+            sampling = Sampling(temperature=0, max_tokens=300, ignore_eos=True, logprobs=None if speculates else 0)
+            await drain(engine, Request("tiny", (user("again and again and again and"),), sampling))
+            assert (len(steps) < 270) is speculates
+    finally:
+        await engine.aclose()
 
 
 async def test_penalties_equal_those_of_generate() -> None:

@@ -29,6 +29,7 @@ from llava_core.engines.transformers.probe import check_attention, own_logits, w
 from llava_core.engines.transformers.rejoin import rejoin
 from llava_core.engines.transformers.sampler import Draw, Sampler
 from llava_core.engines.transformers.sequence import Sequence
+from llava_core.engines.transformers.speculate import Lookup, may_speculate
 from llava_core.engines.transformers.step import Step
 from llava_core.engines.transformers.threads import set_threads
 from llava_core.errors import BadRequest, ContextOverflow, EngineFailure, LlavaError, Overloaded
@@ -38,6 +39,7 @@ from llava_core.types import Chunk, EngineStatus, ModelInfo, Request
 log = logging.getLogger(__name__)
 
 _STEP_TOKENS = {"cpu": 384, "mps": 1024, "cuda": 4096}
+_GUESS_ROWS = {"cpu": 16, "mps": 16, "cuda": 64}
 _ENCODE_BATCH = {"cpu": 2, "mps": 2, "cuda": 8}
 
 
@@ -101,6 +103,7 @@ class TransformersEngine:
         self._vocabulary: int = model.config.get_text_config().vocab_size
         facts = loaded.facts
         forbidden = {*facts.forbidden_ids, *([facts.image_token_id] if facts.image_token_id is not None else [])}
+        self._never_guessed = frozenset(forbidden | facts.eos_ids)
         budget = self._batch.step_tokens or _STEP_TOKENS.get(device.type, 1024)
         parts = Parts(
             Step(model, attention),
@@ -111,7 +114,9 @@ class TransformersEngine:
             lambda token: self._tokenizer.decode([token], skip_special_tokens=False),
             self._free_memory,
         )
-        self._loop = ModelLoop(parts, self._limits, budget=budget, deliver=self._deliver)
+        self._loop = ModelLoop(
+            parts, self._limits, budget=budget, guess_rows=_GUESS_ROWS.get(device.type, 16), deliver=self._deliver
+        )
         self._pool = ThreadPoolExecutor(self._batch.prepare_workers, thread_name_prefix="prepare")
         self._readers: dict[Sequence, _Reader] = {}
         self._preparing = 0
@@ -198,6 +203,7 @@ class TransformersEngine:
             ),
             self._loaded.positions(prompt),
             owner=request.owner,
+            lookup=Lookup(self._never_guessed) if self._batch.speculate and may_speculate(sampling) else None,
         )
 
     def _room_for_answer(self, request: Request, prompt: Prompt) -> int:

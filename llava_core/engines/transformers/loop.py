@@ -46,10 +46,12 @@ class Parts:
 class ModelLoop:
     """`submit` and `cancel` may be called from any thread; `deliver` is called from the model thread once a step."""
 
-    def __init__(self, parts: Parts, limits: EngineLimits, *, budget: int, deliver: Deliver) -> None:
+    def __init__(self, parts: Parts, limits: EngineLimits, *, budget: int, guess_rows: int, deliver: Deliver) -> None:
+        """A step takes at most `budget` tokens; it guesses ahead while it has no more than `guess_rows` rows."""
         self._parts = parts
         self._limits = limits
         self._budget = budget
+        self._guess_rows = guess_rows
         self._deliver = deliver
         self._wake = threading.Condition()
         self._inbox: list[Sequence] = []
@@ -133,7 +135,7 @@ class ModelLoop:
             self._parts.encoder.prepare(prefilling, hurry=hurry, failed=self._fail)
         works = [Work(share.sequence, share.count) for share in plan(self._running, self._budget)]
         if works:
-            self._execute(works)
+            self._execute(self._guessing(works))
 
     def _drop_left(self) -> None:
         """Requests whose reader left, and those that waited too long."""
@@ -174,11 +176,54 @@ class ModelLoop:
             for work in works:
                 self._execute([work])
             return
-        ending = [work.sequence for work in works if work.ends]
+        plain: list[tuple[int, Work]] = []
+        row = 0
         for work in works:
-            work.sequence.computed += work.count
-        if ending:
-            self._draw(logits, ending)
+            if not work.ends:
+                work.sequence.computed += work.count
+                continue
+            after = row + 1 + len(work.guessed)
+            if work.guessed:
+                self._verify(logits[row:after], work)
+            else:
+                work.sequence.computed += work.count
+                plain.append((row, work))
+            row = after
+        if plain:
+            chosen = logits if len(plain) == row else logits[[at for at, _ in plain]]
+            self._draw(chosen, [work.sequence for _, work in plain])
+
+    def _guessing(self, works: list[Work]) -> list[Work]:
+        """The works of a step, with guesses where few requests decode: a few rows more cost such a step nothing."""
+        decoding = [work for work in works if work.sequence.decoding]
+        most = self._guess_rows // len(decoding) - 1 if decoding else 0
+        if most < 1:
+            return works
+        guessing: list[Work] = []
+        for work in works:
+            sequence = work.sequence
+            if sequence.decoding and sequence.lookup is not None:
+                guessed = sequence.lookup.guess(sequence.ids, min(most, sequence.max_new - sequence.produced - 1))
+                work = Work(sequence, work.count, guessed)
+            guessing.append(work)
+        return guessing
+
+    def _verify(self, logits: torch.Tensor, work: Work) -> None:
+        sequence = work.sequence
+        try:
+            drawn = self._parts.sampler.verify(logits, sequence.draw, work.guessed)
+        except Exception as error:
+            self._fail(sequence, error)
+            return
+        if sequence.lookup is not None:
+            sequence.lookup.told(len(work.guessed), len(drawn) - 1)
+        computed = sequence.computed + work.count
+        for place, token in enumerate(drawn):
+            # Keys and values of a right guess are there already; those of wrong ones are written over.
+            sequence.computed = computed + place
+            self._take(sequence, token)
+            if sequence not in self._running:
+                return
 
     def _draw(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
         try:

@@ -84,6 +84,21 @@ class Sampler:
             result.append(_report(token, draw.sampling.logprobs, raw.get(row)))
         return result
 
+    def verify(self, logits: torch.Tensor, draw: Draw, guessed: Sequence[int]) -> list[Drawn]:
+        """Greedy tokens of one request: the guesses as far as they are right, then the model's own. `logits` hold a
+        row for each guess and one more."""
+        logits = logits.float()
+        logits[:, self._forbidden] = float("-inf")
+        for row in logits:
+            _shape(row, draw)
+        likeliest: list[int] = logits.argmax(dim=-1).tolist()
+        right = 0
+        while right < len(guessed) and guessed[right] == likeliest[right]:
+            right += 1
+        for token in likeliest[: right + 1]:
+            draw.took(token)
+        return [Drawn(token) for token in likeliest[: right + 1]]
+
     def _raw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> dict[int, torch.Tensor]:
         """Log-probabilities as the model gave them, of the rows that report some."""
         return {

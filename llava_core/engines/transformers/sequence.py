@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from llava_core.types import FinishReason, Request, Usage
+from llava_core.types import Request, Usage
 
 if TYPE_CHECKING:
     from llava_core.checkpoints.base import Prompt
     from llava_core.engines.transformers.attention import Region
     from llava_core.engines.transformers.detokenize import Detokenizer
     from llava_core.engines.transformers.sampler import Draw
+    from llava_core.engines.transformers.speculate import Lookup
 
 
 @dataclass(eq=False)
@@ -43,7 +44,8 @@ class Sequence:
     region: Region | None = None
     features: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     """Features of the pictures that still have rows to prefill."""
-    finish: FinishReason | None = None
+    lookup: Lookup | None = None
+    """Guesses its next tokens, where that is allowed."""
 
     def __post_init__(self) -> None:
         self.take_prompt(self.prompt, self.positions)

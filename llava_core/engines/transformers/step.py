@@ -16,10 +16,15 @@ from llava_core.engines.transformers.sequence import Sequence
 
 @dataclass(frozen=True)
 class Work:
-    """`count` waiting ids of a request are computed in this step."""
+    """`count` waiting ids of a request are computed in this step, and after them ids that are only `guessed`."""
 
     sequence: Sequence
     count: int
+    guessed: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.count + len(self.guessed)
 
     @property
     def ends(self) -> bool:
@@ -49,17 +54,19 @@ class Step:
         self._hidden: int = model.config.get_text_config().hidden_size
 
     def run(self, works: Seq[Work]) -> torch.Tensor:
-        """Logits (requests that end their ids, vocabulary), in the order of `works`."""
+        """Logits (rows, vocabulary), in the order of `works`: for each that ends its ids one row, and one for each
+        guess."""
         spans: list[Span] = []
         ids: list[int] = []
         keep: list[int] = []
         for work in works:
             sequence = work.sequence
             assert sequence.region is not None
-            spans.append(Span(sequence.region, len(ids), work.count, sequence.computed))
+            spans.append(Span(sequence.region, len(ids), work.rows, sequence.computed))
             ids += sequence.ids[sequence.computed : sequence.computed + work.count]
+            ids += work.guessed
             if work.ends:
-                keep.append(len(ids) - 1)
+                keep.extend(range(len(ids) - 1 - len(work.guessed), len(ids)))
         arguments: dict[str, Any] = {}
         rows = _image_rows(works)
         if rows:
@@ -85,7 +92,7 @@ class Step:
 
 def _positions(works: Seq[Work]) -> torch.Tensor:
     """(1, T), or (3, 1, T) as soon as one request counts in three dimensions."""
-    parts = [work.sequence.positions_of(work.sequence.computed, work.count) for work in works]
+    parts = [work.sequence.positions_of(work.sequence.computed, work.rows) for work in works]
     if any(part.ndim == 2 for part in parts):
         parts = [part if part.ndim == 2 else part.expand(3, -1) for part in parts]
         return torch.cat(parts, dim=1)[:, None]
