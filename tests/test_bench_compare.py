@@ -28,6 +28,7 @@ from serve.bench.overhead import OverheadPlan, bench_overhead
 from serve.bench.plan import LoadPlan
 from serve.bench.records import Answer, summarise
 from serve.bench.report import Head, read_json, write_json
+from serve.bench.tables import short_names
 from tests.topology import Topology
 
 
@@ -70,6 +71,20 @@ def test_what_is_no_target_is_refused(name: str) -> None:
 def test_a_target_that_is_started_here_needs_a_checkpoint() -> None:
     with pytest.raises(BadRequest, match="--model-path"):
         check_name("ours", Start())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "shown"),
+    [
+        ("ours", "generate", ("ours", "generate")),
+        ("ours", "http://h:1/v1#org/m", ("ours", "org/m")),
+        ("http://h:1#m", "http://h:2/v1#m", ("h:1", "h:2")),
+        ("http://h:1", "http://h:2/", ("h:1", "h:2")),
+        ("ours", "ours", ("ours (A)", "ours (B)")),
+    ],
+)
+def test_two_targets_never_share_the_name_above_their_column(a: str, b: str, shown: tuple[str, str]) -> None:
+    assert short_names(a, b) == shown
 
 
 async def test_a_server_started_here_is_gone_when_its_block_is_left() -> None:

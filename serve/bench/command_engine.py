@@ -79,9 +79,9 @@ def engine(
 
         options = EngineOptions(model_path=model_path, device=device, dtype=dtype)
         report = asyncio.run(bench_engine(options, plan, head, told=status.update))
-    print_engine(Console(), report)
     if json is not None:
         write_json(json, report)
+    print_engine(Console(), report)
 
 
 def overhead(
@@ -99,9 +99,9 @@ def overhead(
     plan = OverheadPlan(rounds, requests, streams, max_tokens, token_ms, seed)
     with Console(stderr=True).status("measuring"):
         report = asyncio.run(bench_overhead(plan, head))
-    print_overhead(Console(), report)
     if json is not None:
         write_json(json, report)
+    print_overhead(Console(), report)
 
 
 def baseline(

@@ -19,7 +19,7 @@ from serve.bench.plan import LoadPlan, parse_size
 from serve.bench.progress import AnswerCount
 from serve.bench.records import Answer, Summary, figures, summarise
 from serve.bench.report import Head, LoadReport, Series, check_plot, check_writable, write_json, write_plot
-from serve.bench.tables import print_compare, print_load
+from serve.bench.tables import print_compare, print_load, short_names
 from serve.bench.target import HttpTarget
 
 
@@ -82,11 +82,11 @@ def load(
 
     name, answers = asyncio.run(run())
     report = LoadReport(head, url, name, plan, summarise(answers), tuple(answers))
-    print_load(Console(), report)
     if json is not None:
         write_json(json, report)
     if plot is not None:
         write_plot(plot, [Series(name, answers)], f"{name}: {report.head.command}")
+    print_load(Console(), report)
     if report.summary.errors and not report.summary.completion_tokens:
         raise typer.Exit(1)
 
@@ -140,12 +140,14 @@ def compare(
         check_name(name, start)
     check_writable(json, plot)
     check_plot(plot)
-    report, answers_a, answers_b = asyncio.run(_compare(plan, a, b, start, rounds))
-    print_compare(Console(), report)
+    report, *answers = asyncio.run(_compare(plan, a, b, start, rounds))
     if json is not None:
         write_json(json, report)
     if plot is not None:
-        write_plot(plot, [Series(a, answers_a), Series(b, answers_b)], report.head.command)
+        names = short_names(a, b)
+        series = [Series(name, heard, rounds) for name, heard in zip(names, answers, strict=True)]
+        write_plot(plot, series, report.head.command)
+    print_compare(Console(), report)
 
 
 async def _compare(

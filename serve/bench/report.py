@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -76,10 +76,11 @@ def check_plot(path: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Series:
-    """One target's answers in a plot."""
+    """One target's answers in a plot, of `rounds` loads whose times all begin at zero."""
 
     name: str
-    answers: Sequence[Answer] = field(default_factory=tuple[Answer, ...])
+    answers: Sequence[Answer]
+    rounds: int = 1
 
 
 def write_plot(path: Path, series: Sequence[Series], title: str) -> None:
@@ -103,7 +104,7 @@ def write_plot(path: Path, series: Sequence[Series], title: str) -> None:
         if waits:
             shares = [(rank + 1) / len(waits) for rank in range(len(waits))]
             gaps.plot(waits, shares, "-", color=colour, label=one.name)
-        seconds, rates = _rates(whole)
+        seconds, rates = _rates(whole, one.rounds)
         over_time.plot(seconds, rates, "-", color=colour, label=one.name)
     first.set(xlabel="turn", ylabel="seconds to the first token", ylim=(0, None))
     first.xaxis.get_major_locator().set_params(integer=True)
@@ -120,8 +121,8 @@ def write_plot(path: Path, series: Sequence[Series], title: str) -> None:
         raise _unwritable(path, cause) from None
 
 
-def _rates(answers: Sequence[Answer], steps: int = 60) -> tuple[list[float], list[float]]:
-    """Pieces of text a second in equal slices of the whole time."""
+def _rates(answers: Sequence[Answer], rounds: int, steps: int = 60) -> tuple[list[float], list[float]]:
+    """Pieces of text a second in equal slices of the whole time, of an average round."""
     times: list[float] = []
     for answer in answers:
         if answer.first_s is not None:
@@ -136,7 +137,7 @@ def _rates(answers: Sequence[Answer], steps: int = 60) -> tuple[list[float], lis
     counts = [0] * (steps + 1)
     for at in times:
         counts[int(at / width)] += 1
-    return [(slot + 0.5) * width for slot in range(steps)], [count / width for count in counts[:steps]]
+    return [(slot + 0.5) * width for slot in range(steps)], [count / width / rounds for count in counts[:steps]]
 
 
 def _unwritable(path: Path, cause: Exception) -> BadRequest:

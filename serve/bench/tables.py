@@ -40,11 +40,12 @@ def print_compare(console: Console, report: CompareReport) -> None:
     print_head(console, report.head)
     console.print(describe_plan(report.plan), style="dim", markup=False, highlight=False, soft_wrap=True)
     count = len(report.rounds)
-    title = f"medians of {count} rounds in turns; ratios are {report.a} : {report.b}, medians of the rounds' own"
-    console.print(_lines_table(title, report.lines, report.a, report.b))
+    a, b = short_names(report.a, report.b)
+    title = f"medians of {count} rounds in turns; ratios are {a} : {b}, medians of the rounds' own"
+    console.print(_lines_table(title, report.lines, a, b))
     for name, summaries in (
-        (report.a, [each.a for each in report.rounds]),
-        (report.b, [each.b for each in report.rounds]),
+        (a, [each.a for each in report.rounds]),
+        (b, [each.b for each in report.rounds]),
     ):
         for number_, summary in enumerate(summaries, 1):
             for line in summary_lines(summary):
@@ -150,8 +151,23 @@ def describe_plan(plan: LoadPlan) -> str:
 def new_table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for at, name in enumerate(columns):
-        table.add_column(name, justify="left" if at == 0 else "right")
+        table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at > 0)
     return table
+
+
+def short_names(a: str, b: str) -> tuple[str, str]:
+    """What two targets are called at the head of a column: an address by its model, or by its host where that is
+    the same or not named."""
+
+    def model(name: str) -> str:
+        return name.partition("#")[2] or host(name)
+
+    def host(name: str) -> str:
+        return name.partition("#")[0].partition("://")[2].rstrip("/").removesuffix("/v1") or name
+
+    if model(a) != model(b):
+        return model(a), model(b)
+    return (host(a), host(b)) if host(a) != host(b) else (f"{model(a)} (A)", f"{model(b)} (B)")
 
 
 def number(value: float | None) -> str:
