@@ -72,6 +72,19 @@ class BatchLimits:
 
 
 @dataclass(frozen=True)
+class GrammarLimits:
+    """What an answer's schema or pattern may cost before its first token."""
+
+    compile_s: float = 15.0
+    max_count: int = 10_000
+    """The largest repetition or length that it may name; some take time in proportion."""
+    cache_bytes: int = 64 * 1024 * 1024
+    """Memory for those that were compiled; they come again with every request."""
+    max_space: int = 16
+    """White space in one place of a JSON answer, so that a model cannot go on with it for ever."""
+
+
+@dataclass(frozen=True)
 class WorkerTimings:
     """Control-plane waits, in seconds. A worker is gone when it was silent for `lease_s`."""
 

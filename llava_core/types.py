@@ -19,6 +19,7 @@ FinishReason = Literal["stop", "length"]
 DEFAULT_TEMPERATURE = 0.2
 DEFAULT_TOP_P = 0.7
 DEFAULT_MAX_TOKENS = 512
+MAX_GRAMMAR_CHARS = 65_536
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,24 @@ def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """The form an answer is held to: any JSON object, JSON after the schema in `text`, or all of the pattern in it."""
+
+    kind: Literal["json_object", "json_schema", "regex"]
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        name = "structured_outputs" if self.kind == "regex" else "response_format"
+        if len(self.text) > MAX_GRAMMAR_CHARS:
+            raise BadRequest(
+                f"{name} holds {len(self.text)} characters, at most {MAX_GRAMMAR_CHARS} are taken; simplify it",
+                param=name,
+            )
+        if not self.text and self.kind != "json_object":
+            raise BadRequest(f"{name} is empty; leave it out to let the answer be any text", param=name)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn and when to stop. `temperature` 0 is greedy; `top_k` 0 is off.
 
@@ -95,6 +114,8 @@ class Sampling:
     ignore_eos: bool = False
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
     logprobs: int | None = None
+    grammar: Grammar | None = None
+    """Held to at every token, so that a complete answer has this form; one cut by `max_tokens` is its beginning."""
 
     def __post_init__(self) -> None:
         _within("max_tokens", self.max_tokens, 1, 1 << 20)
@@ -112,6 +133,8 @@ class Sampling:
             _within("logit_bias", bias, -100.0, 100.0)
         if len(self.stop) > 16 or any(not text or len(text) > 256 for text in self.stop):
             raise BadRequest("stop takes at most 16 strings of 1 to 256 characters each", param="stop")
+        if self.grammar and self.ignore_eos:
+            raise BadRequest("an answer held to a form ends with it; leave ignore_eos out", param="ignore_eos")
 
 
 def _within(name: str, value: float | None, low: float, high: float) -> None:
@@ -182,6 +205,8 @@ class Chunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
+    """Which of several answers to one request it belongs to; engines give one."""
 
 
 @dataclass(frozen=True)
