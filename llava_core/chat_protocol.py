@@ -1,26 +1,30 @@
 """The OpenAI chat-completions request, both ways: a JSON body to a checked `Request`, and a `Request` to a body.
 
 Fields nobody here knows are ignored, as other servers do; a known field of a wrong type, or one that asks for
-what cannot be done (tools, several answers, guaranteed JSON), is a BadRequest that names it. Values that are
+what cannot be done (tools, more than eight answers), is a BadRequest that names it. Values that are
 absent or null take the defaults of `Sampling`, the same that the page starts with: temperature 0.2, not OpenAI's
 1.0, and as many tokens as the context leaves. Answers travel in `chat_events`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from llava_core.chat_grammar import read_grammar, write_grammar
+from llava_core.chat_messages import read_messages, write_message
 from llava_core.config import RequestLimits
 from llava_core.errors import BadRequest
-from llava_core.types import ImagePart, Message, Part, Request, Role, Sampling, TextPart
+from llava_core.types import Request, Sampling
 
 Json = dict[str, Any]
+
+MAX_ANSWERS = 8
+"""To one request."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class ChatCall:
     request: Request
     stream: bool
     include_usage: bool
+    n: int = 1
+    """How many answers are wanted."""
 
 
 def read_call(
@@ -39,7 +45,7 @@ def read_call(
     limits = limits or RequestLimits()
     fields = _fields(_json_object(raw, limits))
     _refuse_what_cannot_be_done(fields)
-    messages = _messages(fields.messages, limits)
+    messages = read_messages(fields.messages, limits=limits)
     call_id: dict[str, str] = {} if request_id is None else {"id": request_id}
     request = Request(
         model=fields.model,
@@ -50,7 +56,7 @@ def read_call(
         **call_id,
     )
     options = fields.stream_options
-    return ChatCall(request, bool(fields.stream), bool(options and options.include_usage))
+    return ChatCall(request, bool(fields.stream), bool(options and options.include_usage), fields.n or 1)
 
 
 def write_call(request: Request, *, stream: bool = True) -> bytes:
@@ -73,6 +79,8 @@ def write_call(request: Request, *, stream: bool = True) -> bytes:
         body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if sampling.grammar is not None:
+        body |= write_grammar(sampling.grammar)
     # Other servers refuse fields they do not know, so what stands at its default is left out.
     plain = Sampling()
     for name in _SAME_NAME:
@@ -83,18 +91,6 @@ def write_call(request: Request, *, stream: bool = True) -> bytes:
         return pydantic_core.to_json(body)
     except pydantic_core.PydanticSerializationError:
         raise BadRequest("the chat holds half a surrogate pair, which is no text; remove it") from None
-
-
-def write_message(message: Message) -> Json:
-    """One message as OpenAI writes it: a bare string where it is all text, else a list of parts."""
-    if len(message.parts) == 1 and isinstance(message.parts[0], TextPart):
-        return {"role": message.role, "content": message.parts[0].text}
-    return {"role": message.role, "content": [_write_part(part) for part in message.parts]}
-
-
-def read_messages(messages: Sequence[Any], *, limits: RequestLimits | None = None) -> tuple[Message, ...]:
-    """Messages as OpenAI writes them, checked; the way back from `write_message`. Raises BadRequest."""
-    return _messages(messages, limits or RequestLimits())
 
 
 _SAME_NAME = (
@@ -111,8 +107,6 @@ _SAME_NAME = (
     "ignore_eos",
 )
 """Fields called the same in `Sampling` and on the wire."""
-
-_ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 # Counting goes slice by slice, so that other threads get their turn in between.
 _SLICE = 1 << 20
@@ -156,6 +150,7 @@ class _Fields(BaseModel):
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     response_format: Any = None
+    structured_outputs: Any = None
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
@@ -190,14 +185,12 @@ def _fields(body: Json) -> _Fields:
 
 
 def _refuse_what_cannot_be_done(fields: _Fields) -> None:
-    if fields.n not in (None, 1):
-        raise BadRequest("n must be 1: one answer per request; send the request again for another", param="n")
+    if fields.n is not None and not 1 <= fields.n <= MAX_ANSWERS:
+        raise BadRequest(f"n must be between 1 and {MAX_ANSWERS} answers, not {fields.n}", param="n")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     if (fields.tools and fields.tool_choice != "none") or fields.functions:
         raise BadRequest("tools are not supported; leave tools and functions out", param="tools")
-    if fields.response_format not in (None, {"type": "text"}):
-        raise BadRequest("response_format can only be text; ask for JSON in words instead", param="response_format")
     if fields.continue_final_message and fields.add_generation_prompt:
         raise BadRequest(
             "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"
@@ -217,6 +210,7 @@ def _sampling(fields: _Fields) -> Sampling:
         given["stop_token_ids"] = tuple(fields.stop_token_ids)
     if fields.logit_bias is not None:
         given["logit_bias"] = _logit_bias(fields.logit_bias)
+    given["grammar"] = read_grammar(fields.response_format, fields.structured_outputs)
     if fields.logprobs:
         given["logprobs"] = fields.top_logprobs or 0
     return Sampling(**{name: value for name, value in given.items() if value is not None})
@@ -235,69 +229,3 @@ def _logit_bias(given: Mapping[str, float]) -> dict[int, float]:
     if not all(token.isascii() and token.isdecimal() and len(token) < 10 for token in given):
         raise BadRequest("logit_bias must map token ids, written as decimal numbers, to numbers", param="logit_bias")
     return {int(token): bias for token, bias in given.items()}
-
-
-def _messages(given: Sequence[Any], limits: RequestLimits) -> tuple[Message, ...]:
-    if len(given) > limits.max_messages:
-        raise BadRequest(
-            f"the chat has {len(given)} messages, at most {limits.max_messages} are taken; drop the oldest",
-            param="messages",
-        )
-    messages = tuple(_message(message, f"messages[{at}]") for at, message in enumerate(given))
-    chars = sum(len(message.text) for message in messages)
-    if chars > limits.max_text_chars:
-        raise BadRequest(
-            f"the chat has {chars} characters of text, at most {limits.max_text_chars} are taken; shorten it",
-            param="messages",
-        )
-    return messages
-
-
-def _message(given: Any, where: str) -> Message:
-    fields = _object(given, where)
-    role = fields.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise BadRequest(f"{where}.role must be one of {', '.join(_ROLES)}, not {_shown(role)}", param=f"{where}.role")
-    content = fields.get("content")
-    if isinstance(content, str):
-        return Message(_ROLES[role], (TextPart(content),))
-    if not isinstance(content, list):
-        raise BadRequest(f"{where}.content must be a string or a list of parts", param=f"{where}.content")
-    parts = cast(list[Any], content)
-    return Message(_ROLES[role], tuple(_part(part, f"{where}.content[{at}]") for at, part in enumerate(parts)))
-
-
-def _part(given: Any, where: str) -> Part:
-    if isinstance(given, str):
-        return TextPart(given)
-    fields = _object(given, where)
-    kind = fields.get("type")
-    if kind == "text":
-        text = fields.get("text")
-        if not isinstance(text, str):
-            raise BadRequest(f"{where}.text must be a string", param=f"{where}.text")
-        return TextPart(text)
-    if kind == "image_url":
-        image = fields.get("image_url")
-        url: Any = cast(Json, image).get("url") if isinstance(image, dict) else image
-        if not isinstance(url, str) or not url:
-            raise BadRequest(f"{where}.image_url.url must be a string that is no empty one", param=f"{where}.image_url")
-        return ImagePart(url)
-    raise BadRequest(f"{where}.type must be text or image_url, not {_shown(kind)}", param=f"{where}.type")
-
-
-def _write_part(part: Part) -> Json:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    return {"type": "image_url", "image_url": {"url": part.url}}
-
-
-def _object(given: Any, where: str) -> Json:
-    if not isinstance(given, dict):
-        raise BadRequest(f"{where} must be an object", param=where)
-    return cast(Json, given)
-
-
-def _shown(value: Any) -> str:
-    """A stranger's value, short and harmless enough to stand in a sentence."""
-    return json.dumps(value)[:40] if isinstance(value, str | int | float | bool) or value is None else "that"

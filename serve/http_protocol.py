@@ -34,7 +34,8 @@ def impatient_protocol(header_s: float) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def _is_between_requests(self) -> bool:
-            return self.cycle is None or self.cycle.response_complete
+            # uvicorn's own annotation forgets that there is no cycle before the first request.
+            return getattr(self.cycle, "response_complete", True)
 
         def _stop_timer(self) -> None:
             if self._head_timer is not None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava_core.chat_protocol import read_call, read_messages, write_call, write_message
+from llava_core.chat_messages import read_messages, write_message
+from llava_core.chat_protocol import read_call, write_call
 from llava_core.config import RequestLimits
 from llava_core.errors import BadRequest
 from llava_core.types import ImagePart, Message, Request, Sampling, TextPart, assistant, system, user
