@@ -18,7 +18,7 @@ from itertools import cycle, islice
 from PIL import Image
 
 from llava_core.config import EngineLimits, ImageLimits
-from llava_core.errors import ContextOverflow, EngineFailure, LlavaError, Overloaded
+from llava_core.errors import BadRequest, ContextOverflow, EngineFailure, LlavaError, Overloaded
 from llava_core.images import ImageLoader
 from llava_core.types import (
     Chunk,
@@ -86,6 +86,12 @@ class EchoEngine:
         """A word a chunk, then the finish. Nothing is held before the first chunk is asked for."""
         if self._closed:
             raise EngineFailure("this engine has been stopped; ask another worker", request_id=request.id)
+        if request.sampling.grammar is not None:
+            raise BadRequest(
+                f"{self._info.name} has no model that could hold its answer to a schema or pattern; leave "
+                "response_format and structured_outputs out",
+                param="structured_outputs" if request.sampling.grammar.kind == "regex" else "response_format",
+            )
         async with self._slot():
             pictures = await self._loader.load(request.images)
             prompt_tokens = self._prompt_tokens(request.messages)

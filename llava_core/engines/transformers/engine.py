@@ -17,6 +17,7 @@ from llava_core.config import BatchLimits, EngineLimits, ImageLimits
 from llava_core.engines.load import EngineOptions
 from llava_core.engines.transformers.attention import use_ragged_attention
 from llava_core.engines.transformers.backends import choose_backend
+from llava_core.engines.transformers.constrain import Constraint, Grammars
 from llava_core.engines.transformers.detokenize import Detokenizer
 from llava_core.engines.transformers.encode import Encoder
 from llava_core.engines.transformers.features import FeatureCache
@@ -104,6 +105,7 @@ class TransformersEngine:
         facts = loaded.facts
         forbidden = {*facts.forbidden_ids, *([facts.image_token_id] if facts.image_token_id is not None else [])}
         self._never_guessed = frozenset(forbidden | facts.eos_ids)
+        self._grammars = Grammars(loaded.tokenizer, self._vocabulary, facts.eos_ids, forbidden)
         budget = self._batch.step_tokens or _STEP_TOKENS.get(device.type, 1024)
         parts = Parts(
             Step(model, attention),
@@ -157,6 +159,7 @@ class TransformersEngine:
         self._closed = True
         await asyncio.to_thread(self._loop.stop, self._batch.stop_timeout_s)
         await self._pictures.aclose()
+        self._grammars.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, request: Request) -> None:
@@ -180,22 +183,26 @@ class TransformersEngine:
             )
 
     async def _prepare(self, request: Request) -> Sequence:
+        grammar, constraint = request.sampling.grammar, None
+        if grammar is not None:
+            begun = request.messages[-1].text if request.continue_final else ""
+            constraint = await self._grammars.constraint(grammar, begun=begun)
         taken = await self._pictures.take(request.images)
 
         def make() -> Sequence:
             prompt = self._loaded.prompt(request.messages, taken.pictures, continue_final=request.continue_final)
             self._pictures.keep(taken, [placed.image for placed in prompt.images])
-            return self._sequence(request, prompt)
+            return self._sequence(request, prompt, constraint)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, make)
 
-    def _sequence(self, request: Request, prompt: Prompt) -> Sequence:
+    def _sequence(self, request: Request, prompt: Prompt, constraint: Constraint | None) -> Sequence:
         sampling, facts = request.sampling, self._loaded.facts
         return Sequence(
             request,
             prompt,
             self._room_for_answer(request, prompt),
-            Draw(sampling, facts.eos_ids | set(sampling.stop_token_ids), frozenset(prompt.ids)),
+            Draw(sampling, facts.eos_ids | set(sampling.stop_token_ids), frozenset(prompt.ids), constraint=constraint),
             Detokenizer(
                 self._tokenizer,
                 (*facts.stop_strings, *sampling.stop),
@@ -207,18 +214,16 @@ class TransformersEngine:
         )
 
     def _room_for_answer(self, request: Request, prompt: Prompt) -> int:
-        """Tokens the answer may take. Raises ContextOverflow."""
+        """Tokens the answer may take: as many as asked for, cut to what is left. Raises ContextOverflow."""
         context = min(self.info.context_length, self._store.backend.total_tokens)
         images = sum(placed.image.tokens for placed in prompt.images)
         parts = f"{len(prompt.ids)} tokens" + (f", {images} of them for pictures" if images else "")
         wanted = request.sampling.max_tokens
-        if len(prompt.ids) + (wanted or 1) > context:
-            asked = f" and the answer may take {wanted}" if wanted and len(prompt.ids) < context else ""
+        if len(prompt.ids) >= context:
             what = "context of this model" if context == self.info.context_length else "memory of this worker"
             raise ContextOverflow(
-                f"this chat is {parts} long{asked}, but the {what} holds {context}; "
-                + ("ask for a shorter answer, " if asked else "")
-                + "leave out earlier turns or pictures, or start anew",
+                f"this chat is {parts} long, but the {what} holds {context} and the answer needs room too; "
+                "leave out earlier turns or pictures, or start anew",
                 param="messages",
             )
         return min(wanted or context, context - len(prompt.ids), self._limits.max_answer_tokens)

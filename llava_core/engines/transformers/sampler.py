@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from llava_core.engines.transformers.constrain import Constraint
 from llava_core.types import Sampling
 
 _GREEDY_BELOW = 1e-5
@@ -30,6 +31,8 @@ class Draw:
     """The prompt's ids, for the repetition penalty."""
     counts: Counter[int] = field(default_factory=Counter[int])
     produced: int = 0
+    constraint: Constraint | None = None
+    """What form the answer is held to."""
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.sampling.seed)
@@ -48,6 +51,8 @@ class Draw:
     def took(self, token: int) -> None:
         self.counts[token] += 1
         self.produced += 1
+        if self.constraint is not None:
+            self.constraint.took(token)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,9 @@ class Sampler:
     def draw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[Drawn]:
         """`logits` (requests, vocabulary) -> one token each; the requests' counts are updated."""
         logits = logits.float()
+        if any(draw.constraint is not None for draw in draws):
+            # A form that cannot be kept ends its request; the others draw again from what they were given.
+            logits = logits.clone()
         logits[:, self._forbidden] = float("-inf")
         raw = self._raw(logits, draws)
         for row, draw in enumerate(draws):
@@ -132,6 +140,8 @@ def _shape(row: torch.Tensor, draw: Draw) -> None:
         row[ids] += torch.tensor(list(sampling.logit_bias.values()), device=row.device, dtype=row.dtype)
     if draw.ending and (sampling.ignore_eos or not draw.may_end):
         row[torch.tensor(sorted(draw.ending), device=row.device)] = float("-inf")
+    if draw.constraint is not None:
+        draw.constraint.mask(row)
 
 
 def _choose(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:

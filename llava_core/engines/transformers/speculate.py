@@ -23,6 +23,7 @@ def may_speculate(sampling: Sampling) -> bool:
         and sampling.repetition_penalty == 1.0
         and not (sampling.presence_penalty or sampling.frequency_penalty or sampling.logit_bias)
         and sampling.logprobs is None
+        and sampling.grammar is None
         and not sampling.min_tokens
     )
 
