@@ -89,6 +89,19 @@ def test_a_running_request_lends_what_it_has_computed(store: KVStore) -> None:
     assert second.cached == 40
 
 
+def test_a_prompt_that_a_neighbour_is_computing_waits_for_it(store: KVStore) -> None:
+    first, twin = request_of(range(100)), request_of(range(100))
+    stranger = request_of(range(100), owner="another")
+    assert store.admit(first)
+    assert store.comes_soon(twin)
+    assert not store.comes_soon(stranger)
+    first.computed = 40
+    assert not store.comes_soon(twin)
+    first.computed = 0
+    store.forget(first)
+    assert not store.comes_soon(twin)
+
+
 def test_what_does_not_fit_beside_the_running_ones_waits_until_they_end(store: KVStore) -> None:
     first, second, third = (request_of([n * 1000 + i for i in range(110)]) for n in range(1, 4))
     assert store.admit(first)

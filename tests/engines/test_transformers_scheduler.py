@@ -55,9 +55,22 @@ def test_owners_take_turns_and_keep_their_own_order() -> None:
     for number, owner in enumerate("aaabbc"):
         queue.push(Row(number, owner=owner))
     order = []
-    while queue.peek() is not None:
-        order.append(queue.pop())
+    while (row := queue.first()) is not None:
+        queue.pop(row)
+        order.append(row)
     assert [(row.owner, row.remaining) for row in order] == [("a", 0), ("b", 3), ("c", 5), ("a", 1), ("b", 4), ("a", 2)]
+
+
+def test_one_that_is_not_ready_lets_others_pass_and_keeps_its_place() -> None:
+    queue: FairQueue[Row] = FairQueue()
+    for number, owner in enumerate("aab"):
+        queue.push(Row(number, owner=owner))
+    second = queue.first(lambda row: row.remaining != 0)
+    assert second is not None
+    assert second.remaining == 1
+    queue.pop(second)
+    assert [row.remaining for row in queue] == [2, 0]
+    assert queue.first(lambda row: False) is None
 
 
 def test_those_who_leave_the_queue_leave_the_others_in_order() -> None:

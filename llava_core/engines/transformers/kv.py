@@ -15,6 +15,8 @@ from llava_core.engines.transformers.sequence import Sequence, common_prefix, vi
 
 _WORTH_COPYING = 16
 """Tokens; a shorter common prefix is computed anew."""
+_WORTH_WAITING = 64
+"""Tokens; fewer are computed at once, though a neighbour is about to compute them too."""
 _WORTH_KEEPING = 64
 """Tokens; an entry whose tail is longer, or shows a picture, is copied from instead of taken over, so that its branch
 stays usable."""
@@ -81,6 +83,18 @@ class KVStore:
             self._running[sequence] = ()
         return True
 
+    def comes_soon(self, sequence: Sequence) -> bool:
+        """Whether a running request is about to compute much of what this one needs: several answers to one prompt,
+        say. Waiting for it is cheaper than computing the same beside it."""
+        wanted = virtual_prompt(sequence.prompt)
+        for other in self._running:
+            if other.decoding or not self._may_share(other.owner, sequence.owner):
+                continue
+            same = common_prefix(wanted, virtual_prompt(other.prompt))
+            if min(same, len(wanted) - 1) >= other.computed + _WORTH_WAITING:
+                return True
+        return False
+
     def park(self, sequence: Sequence, *, answer_end: int) -> None:
         """The request ended; keep what it computed. Ids from `answer_end` on are no part of its text."""
         region = sequence.region
@@ -130,14 +144,14 @@ class KVStore:
         return best
 
     def _candidates(self, sequence: Sequence) -> Iterable[Kept]:
-        def allowed(owner: str) -> bool:
-            return self.share_between_owners or owner == sequence.owner
-
         # Parked ones first, latest first: they can be taken over without a copy.
-        yield from (kept for kept in reversed(self.parked) if allowed(kept.owner))
+        yield from (kept for kept in reversed(self.parked) if self._may_share(kept.owner, sequence.owner))
         for other, answers in self._running.items():
-            if other.region is not None and allowed(other.owner):
+            if other.region is not None and self._may_share(other.owner, sequence.owner):
                 yield Kept(other.owner, _virtual(other), other.computed, other.region, answers)
+
+    def _may_share(self, one: str, other: str) -> bool:
+        return self.share_between_owners or one == other
 
     def _begin_from(self, sequence: Sequence, source: Kept, prompt: Prompt, length: int) -> bool:
         """Take over or copy from `source`; False if there is no room for it."""

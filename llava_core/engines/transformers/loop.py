@@ -59,6 +59,7 @@ class ModelLoop:
         self._queue: FairQueue[Sequence] = FairQueue()
         self._running: list[Sequence] = []
         self._events: list[Event] = []
+        self._stuck = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     @property
@@ -113,9 +114,10 @@ class ModelLoop:
         with self._wake:
             while not (self._stopping or self._inbox or self._running or self._queue):
                 self._wake.wait()
-            if self._running == [] and self._queue and not self._inbox:
+            if self._stuck and not self._inbox:
                 # All wait for room that nobody holds: impossible by the checks at the door, but never spin.
                 self._wake.wait(0.01)
+            self._stuck = False
             for sequence in self._inbox:
                 self._queue.push(sequence)
             self._inbox.clear()
@@ -149,18 +151,20 @@ class ModelLoop:
 
     def _admit(self) -> None:
         while len(self._running) < self._limits.max_running:
-            sequence = self._queue.peek()
+            sequence = self._queue.first(lambda waiting: not self._parts.store.comes_soon(waiting))
             if sequence is None:
                 return
             try:
                 admitted = self._parts.store.admit(sequence)
             except Exception as error:
-                self._queue.pop()
+                self._queue.pop(sequence)
                 self._fail(sequence, error)
                 continue
             if not admitted:
+                self._stuck = not self._running
                 return
-            self._running.append(self._queue.pop())
+            self._queue.pop(sequence)
+            self._running.append(sequence)
 
     def _execute(self, works: Seq[Work]) -> None:
         """One pass. If it fails, each request is run alone, so that only the one at fault ends."""

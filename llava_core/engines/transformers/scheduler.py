@@ -73,18 +73,16 @@ class FairQueue(Generic[W]):
     def push(self, item: W) -> None:
         self._by_owner.setdefault(item.owner, deque()).append(item)
 
-    def peek(self) -> W | None:
-        """The next one; it stays until `pop`."""
-        return next(iter(self._by_owner.values()))[0] if self._by_owner else None
+    def first(self, ready: Callable[[W], bool] = lambda item: True) -> W | None:
+        """The next one that is ready; it stays until `pop`."""
+        return next((item for item in self if ready(item)), None)
 
-    def pop(self) -> W:
-        """Take the next one; its owner goes to the end of the line."""
-        owner, queue = next(iter(self._by_owner.items()))
-        item = queue.popleft()
-        del self._by_owner[owner]
+    def pop(self, item: W) -> None:
+        """Take it out; its owner goes to the end of the line."""
+        queue = self._by_owner.pop(item.owner)
+        queue.remove(item)
         if queue:
-            self._by_owner[owner] = queue
-        return item
+            self._by_owner[item.owner] = queue
 
     def take(self, leaves: Callable[[W], bool]) -> list[W]:
         """Remove and return all for which `leaves` is true."""
