@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import re
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import psutil
@@ -12,9 +14,9 @@ import pytest
 from llava_core.config import EngineLimits, ImageLimits
 from llava_core.engines.base import Engine
 from llava_core.engines.load import EngineOptions, load_engine
-from llava_core.errors import BadImage, ContextOverflow, LlavaError, Overloaded
+from llava_core.errors import BadImage, BadRequest, ContextOverflow, LlavaError, Overloaded
 from llava_core.images import to_data_url
-from llava_core.types import ImagePart, Message, assistant, system, user
+from llava_core.types import Grammar, ImagePart, Message, assistant, system, user
 from tests.engines.contenders import (
     CONTENDERS,
     Contender,
@@ -220,9 +222,7 @@ async def test_a_character_of_several_tokens_comes_whole_or_not_at_all() -> None
     try:
         for limit in range(1, 28):
             answer = await ask(engine, "Speak", max_tokens=limit)
-            # Cut inside a character, the end may be marked as such; nothing before it may.
-            assert answer.text.removesuffix("\ufffd") == said.encode()[:limit].decode(errors="ignore")
-            assert all("\ufffd" not in chunk.text for chunk in answer.chunks[:-2])
+            assert answer.text == said.encode()[:limit].decode(errors="ignore")
             assert answer.usage.completion_tokens == limit
         stopped = await ask(engine, "Speak", max_tokens=60, stop=("東",))
         assert (stopped.text, stopped.finish) == ("aü🙂", "stop")
@@ -321,6 +321,38 @@ async def test_a_chat_longer_than_the_context_is_refused(engine: Engine) -> None
 async def test_an_answer_without_a_limit_ends_with_the_context(workshop: Workshop) -> None:
     engine = await workshop.engine(limits=EngineLimits(max_answer_tokens=50))
     assert (await ask(engine, QUESTION, max_tokens=None, ignore_eos=True)).usage.completion_tokens <= 50
+
+
+async def test_an_answer_takes_no_more_than_the_context_leaves(engine: Engine) -> None:
+    context = engine.info.context_length
+    short, longer = [(await ask(engine, "word " * count, max_tokens=1)).usage.prompt_tokens for count in (10, 110)]
+    step = (longer - short) / 100
+    filling = "word " * int(10 + (context - 40 - short) / step)
+    for wanted in (context, 1 << 20):
+        answer = await ask(engine, filling, max_tokens=wanted, ignore_eos=True)
+        assert answer.finish == "length"
+        assert answer.usage.prompt_tokens + answer.usage.completion_tokens == context
+
+
+@pytest.mark.parametrize(
+    ("grammar", "fits"),
+    [
+        (Grammar("regex", r"(yes|no), \d{2}"), lambda text: re.fullmatch(r"(yes|no), \d{2}", text)),
+        (Grammar("json_schema", '{"enum":["grün 🙂",7]}'), lambda text: json.loads(text) in ("grün 🙂", 7)),
+    ],
+    ids=["regex", "schema"],
+)
+async def test_an_answer_is_held_to_a_form_or_the_engine_says_that_it_cannot(
+    engine: Engine, grammar: Grammar, fits: Callable[[str], bool]
+) -> None:
+    if engine.info.engine != "transformers":
+        assert "schema or pattern" in (await refused(engine, BadRequest, QUESTION, grammar=grammar)).message
+    else:
+        pytest.importorskip("xgrammar")
+        answer = await ask(engine, user(picture(), QUESTION), max_tokens=64, grammar=grammar)
+        assert answer.finish == "stop"
+        assert fits(answer.text)
+    await assert_usable(engine)
 
 
 async def test_more_than_the_queue_holds_is_refused_and_told_when_to_return(workshop: Workshop) -> None:

@@ -56,11 +56,26 @@ def test_bytes_that_are_no_text_come_out_as_marks_and_never_raise() -> None:
     assert text.count("ab") == 6
 
 
-def test_an_answer_cut_inside_a_character_ends_with_a_mark() -> None:
-    detokenizer = Detokenizer(BYTES)
-    ids = BYTES.encode("né").ids[:-1]
-    assert "".join(detokenizer.push(token) for token in ids) == "n"
-    assert detokenizer.finish() == "\ufffd"
+@pytest.mark.parametrize("text", ["né", "né🙂", "東", "a東🙂"])
+def test_an_answer_cut_inside_a_character_ends_before_it(text: str) -> None:
+    for cut in range(len(text.encode()) + 1):
+        whole = text.encode()[:cut].decode(errors="ignore")
+        for tokenizer, ids in (
+            (BYTES, BYTES.encode(text).ids[:cut]),
+            (PIECES, [4 + byte for byte in text.encode()[:cut]]),
+        ):
+            detokenizer = Detokenizer(tokenizer)
+            assert "".join(detokenizer.push(token) for token in ids) + detokenizer.finish() == whole
+
+
+def test_bytes_that_never_form_a_character_stay_marks_where_only_the_last_is_cut_short() -> None:
+    for tokenizer, ids in (
+        (BYTES, [BYTES.token_to_id(char) for char in ("a", "ÿ", "b", "ÿ", "Ã")]),
+        (PIECES, [4 + byte for byte in b"a\xffb\xff\xc3"]),
+    ):
+        detokenizer = Detokenizer(tokenizer)
+        text = "".join(detokenizer.push(token) for token in ids) + detokenizer.finish()
+        assert text == "a\ufffdb\ufffd"
 
 
 def test_a_stop_string_is_cut_off_even_when_it_comes_in_parts() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
 _UNFINISHED = "\ufffd"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MOST_HELD_IDS = 8
 """A character takes four bytes at most; ids that are still none by then are no character."""
 
@@ -43,7 +46,7 @@ class Detokenizer:
         return self._take(self._decode(finished=False), may_stop=may_stop)
 
     def finish(self) -> str:
-        """What was held back, at the end of an answer: unfinished characters as replacement marks."""
+        """What was held back, at the end of an answer. A character that was cut short is left out."""
         new = self._take(self._decode(finished=True), may_stop=True)
         return new if self.stopped else new + self._give(len(self._text))
 
@@ -54,10 +57,23 @@ class Detokenizer:
         held = len(self._ids) - self._done
         if whole.endswith(_UNFINISHED) and not finished and held < _MOST_HELD_IDS:
             return ""
-        new = whole[len(known) :]
+        new = self._whole_characters() if finished and whole.endswith(_UNFINISHED) else whole[len(known) :]
         if new:
             self._from, self._done = self._done, len(self._ids)
         return new
+
+    def _whole_characters(self) -> str:
+        """Text of the last ids, which end in half a character, up to that."""
+        held = self._ids[self._done :]
+        names = [self._tokenizer.id_to_token(token) or "" for token in held]
+        if all(_BYTE.fullmatch(name) for name in names):
+            # Each byte of a run that is no text as a whole has a mark of its own, so the bytes themselves must tell.
+            data = bytes(int(name[3:5], 16) for name in names)
+            return codecs.getincrementaldecoder("utf-8")("replace").decode(data)
+        # Elsewhere half a character has one mark.
+        known = self._tokenizer.decode(self._ids[self._from : self._done], skip_special_tokens=True)
+        whole = self._tokenizer.decode(self._ids[self._from :], skip_special_tokens=True)
+        return whole[len(known) :].removesuffix(_UNFINISHED)
 
     def _take(self, new: str, *, may_stop: bool) -> str:
         if not new or self.stopped:
