@@ -3,8 +3,9 @@
 
 const POLL_MS = 2500;
 
-const offer = { models: [], trouble: "", known: false, follow: true, lost: false };
+const offer = { models: [], trouble: "", known: false, lost: false };
 const offerListeners = new Set();
+const whenServerReturns = new Set();
 let askForOffer = null;
 let failedPolls = 0;
 
@@ -18,14 +19,18 @@ function watchOffer(server, listener) {
 
 async function pollOffer() {
   if (!document.hidden || !offer.known) await refreshOffer();
-  if (offer.follow || !offer.models.length) setTimeout(pollOffer, POLL_MS);
+  setTimeout(pollOffer, POLL_MS);
 }
 
 async function refreshOffer() {
   const before = JSON.stringify(offer);
+  const wasLost = offer.lost;
   try {
-    Object.assign(offer, await askForOffer(), { known: true, lost: false });
+    const heard = await askForOffer();
+    if (!heard?.models) throw new Error("no answer"); // Gradio swallows what went wrong on the way
+    Object.assign(offer, heard, { known: true, lost: false });
     failedPolls = 0;
+    if (wasLost) whenServerReturns.forEach((listener) => listener());
   } catch {
     failedPolls += 1;
     if (failedPolls > 1) Object.assign(offer, { trouble: "the server of this page cannot be reached; trying again", known: true, lost: true });

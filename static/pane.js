@@ -3,7 +3,7 @@
 
 LlavaServe.pane = (element, gradio) => new Pane(element.firstElementChild, gradio);
 
-const EMPTY = { revision: -1, running: false, restorable: false, turns: [] };
+const EMPTY = { born: "", revision: -1, running: false, restorable: false, turns: [] };
 
 class Pane {
   constructor(root, { trigger, props, server, watch }) {
@@ -19,6 +19,7 @@ class Pane {
     this.build();
     watch("value", () => this.take(props.value));
     watchOffer(server, () => { this.picker.update(); this.draw(); this.view.refresh(); });
+    whenServerReturns.add(() => this.follow({ do: "open" }));
     this.enter(keptSecret(`room-${this.view.name}-${this.side}`));
   }
 
@@ -67,9 +68,14 @@ class Pane {
   }
 
   async act(message) {
-    const view = await this.server.tell({ ...message, room: this.secret }).catch(() => ({ error: "the server of this page cannot be reached" }));
+    const view = await this.fromServer("tell", message);
     if (view.error) toast(sentence(view.error), "error");
     else this.take(view);
+  }
+
+  async fromServer(name, message) {
+    const heard = await this.server[name]({ ...message, room: this.secret }).catch(() => null);
+    return heard ?? { error: "the server of this page cannot be reached" };
   }
 
   ask(text, pictures, turnId) {
@@ -107,9 +113,12 @@ class Pane {
 
   take(value) {
     // Late news of a chat that was left, or older than what is shown.
-    if (!value || value.room !== this.secret || value.revision < this.data.revision) return;
+    if (!value || value.room !== this.secret) return;
+    const anew = value.born !== this.data.born;
+    if (!anew && value.revision < this.data.revision) return;
+    if (anew && this.data.turns.length) toast("The server of this page was restarted and has lost this chat.", "error");
     this.data = value;
-    if (this.pending && value.revision > this.pending.since) {
+    if (this.pending && (anew || value.revision > this.pending.since)) {
       this.pending = null;
       stored("tab", `unsent-${this.view.name}`, null);
     }
@@ -163,7 +172,7 @@ class Pane {
   exportMenu(close) {
     const save = async (kind, ending, type) => {
       close();
-      const file = await this.server.export({ room: this.secret, kind }).catch(() => ({ error: "the page's server cannot be reached" }));
+      const file = await this.fromServer("export", { kind });
       if (file.error) toast(`Not exported: ${file.error}`, "error");
       else saveFile(`chat-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.${ending}`, file.text, type);
     };

@@ -57,13 +57,13 @@ class Rooms:
         room, drawer = self._room(message)
         await self._do(room, message)
         async for chat in room.follow(reader):
-            yield {"room": message["room"], **drawer.view(chat, room.revision)}
+            yield _view(message, room, drawer, chat)
 
     async def tell(self, message: Message) -> dict[str, Any]:
         """Do what the message says and show the room once."""
         room, drawer = self._room(message)
         await self._do(room, message)
-        return {"room": message["room"], **drawer.view(room.chat, room.revision)}
+        return _view(message, room, drawer, room.chat)
 
     async def export(self, message: Message) -> str:
         """The chat as a file's text, in the `kind` the message asks for: `json` or `markdown`."""
@@ -161,6 +161,11 @@ class Rooms:
         found = session.find(room.chat, answer)
         if found:
             await self._feedback.keep(room.chat, *found)
+
+
+def _view(message: Message, room: Room, drawer: Drawer, chat: Chat) -> dict[str, Any]:
+    """`born` tells the browser when a room is not the one it knew: after a restart, or when it was forgotten."""
+    return {"room": message["room"], "born": room.born, **drawer.view(chat, room.revision)}
 
 
 def _updated(chat: Chat, answer: str, changes: dict[str, Any]) -> Chat:

@@ -40,11 +40,6 @@ class ModelList:
         self._asked_at: float | None = None
         self._lock = asyncio.Lock()
 
-    @property
-    def follows(self) -> bool:
-        """Whether the list may still change after it had a model in it."""
-        return self._mode == "reload"
-
     async def offer(self) -> Offer:
         async with self._lock:
             if not self._is_fresh():

@@ -57,6 +57,7 @@ class Room:
         self.chat = Chat()
         self.settings = Settings()
         self.revision = 0
+        self.born = uuid.uuid4().hex
         self._source = source
         self._pictures = pictures
         self._owner = owner

@@ -31,7 +31,7 @@ def pane(context: PageContext, view: str, side: str = "only") -> gr.HTML:
             raise gr.Error(error.message, print_exception=False) from error
 
     async def models(_: Any = None) -> dict[str, Any]:
-        return {"follow": context.models.follows, **_offer(await context.models.offer())}
+        return _offer(await context.models.offer())
 
     async def tell(message: Any) -> dict[str, Any]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.browser.desk import Desk
 from tests.browser.pictures import make_examples
 from tests.topology import Server, Topology
 
-CHROMIUM = "/usr/bin/chromium"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WAIT_MS = 15_000
 
 expect.set_options(timeout=WAIT_MS)
@@ -50,12 +51,19 @@ def page_server(servers: Topology, examples: Path) -> Server:
     return servers.page(extra=("--examples", str(examples)))
 
 
+def find_browser() -> str | None:
+    return next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+
 # One module at a time: Playwright's loop must not be around while asynchronous tests of other folders run.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    path = find_browser()
+    if path is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}; on Debian: apt install chromium")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         yield launched
         launched.close()

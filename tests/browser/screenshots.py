@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.browser.conftest import CHROMIUM
+from tests.browser.conftest import find_browser
 from tests.browser.desk import Desk
 from tests.topology import Server, Topology
 
@@ -27,7 +27,7 @@ def main(folder: Path = STATIC) -> None:
         servers.worker("echo", delay_s=0.02)
         servers.worker("echo-slow", delay_s=0.25)
         page = servers.page()
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         welcome = _open(browser, page, DESKTOP)
         _save(welcome, folder / "screenshot-welcome.png")
         _save(_chat(_open(browser, page, DESKTOP)), folder / "screenshot-chat.png")

@@ -74,7 +74,7 @@ def test_a_closed_page_frees_the_worker(new_desk: NewDesk, servers: Topology) ->
     worker.stop()
 
 
-def test_without_controller_or_model_the_page_says_so_and_a_list_found_once_is_kept(
+def test_without_controller_model_or_server_the_page_says_so_and_goes_on_when_they_are_there(
     new_desk: NewDesk, tmp_path: Path
 ) -> None:
     with Topology(tmp_path) as own:
@@ -98,6 +98,16 @@ def test_without_controller_or_model_the_page_says_so_and_a_list_found_once_is_k
         expect(desk.pickers).to_be_enabled()
         desk.pickers.click()
         expect(desk.page.get_by_role("option")).to_have_count(1)
+        desk.page.keyboard.press("Escape")
+
+        page.kill()
+        desk.input.fill("Are you there?")
+        expect(desk.bar).to_contain_text("server of this page cannot be reached")
+        expect(desk.send_button).to_be_disabled()
+        own.page(port=page.port)
+        expect(desk.bar).to_be_hidden()
+        desk.send_button.click()
+        expect(desk.answer).to_contain_text("You said: Are you there?")
 
 
 def queue_length(worker: Server) -> int:

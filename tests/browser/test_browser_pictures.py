@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import expect
 
+from tests import picture_bombs
 from tests.browser.desk import Desk
 from tests.browser.pictures import png, save
 
@@ -51,6 +53,25 @@ def test_html_named_png_gets_a_notice_and_can_be_replaced(desk: Desk, tmp_path: 
     desk.ask("And now?", save(tmp_path, "good.png", 64, 48))
     expect(desk.turns).to_have_count(1)
     expect(desk.answer).to_contain_text("I received 1 turn and 1 image.")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("thin.png", picture_bombs.png(1, 20_000), "side"),
+        ("vast.png", picture_bombs.png(13_400, 13_210), "pixels"),
+        ("broken.png", png(64, 48)[:100], "broken.png|cut|read|complete|broken"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+    ],
+)
+def test_a_picture_nobody_should_open_gets_a_sentence_and_the_chat_goes_on(
+    desk: Desk, name: str, data: bytes, reason: str
+) -> None:
+    desk.drop((name, "image/svg+xml" if name.endswith("svg") else "image/png", data))
+    desk.ask("What is it?")
+    expect(desk.notice).to_contain_text(re.compile(reason))
+    desk.ask("Still there?")
+    expect(desk.answer).to_contain_text("I received 1 turn and 0 images.")
 
 
 def test_a_question_that_failed_is_left_out_of_the_chat_and_says_so(desk: Desk, tmp_path: Path) -> None:
