@@ -178,7 +178,7 @@ class Pane {
     };
     return el("div", {},
       el("button", { type: "button", onclick: () => save("markdown", "md", "text/markdown") }, "Markdown", el("small", {}, "to read")),
-      el("button", { type: "button", onclick: () => save("json", "json", "application/json") }, "JSON", el("small", {}, "for the API")));
+      el("button", { type: "button", onclick: () => save("json", "json", "application/json") }, "JSON", el("small", {}, "with all figures")));
   }
 }
 

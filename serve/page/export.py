@@ -16,7 +16,8 @@ FORMAT = "llava-serve-chat/1"
 
 
 def to_json(chat: Chat, data_urls: Mapping[str, str], system: str, when: datetime) -> str:
-    """`messages` can be posted to `/v1/chat/completions` as they are; `turns` tells the rest of the story."""
+    """`messages` have the form of `/v1/chat/completions`, which takes them with a further question at their end;
+    `turns` tells the rest of the story."""
     document = {
         "format": FORMAT,
         "exported_at": when.isoformat(timespec="seconds"),

@@ -25,7 +25,7 @@ def save(chat: Chat, model: str, file: Path) -> None:
 
 
 def to_json(chat: Chat, model: str) -> str:
-    """`model` and `messages` as /v1/chat/completions takes them, pictures included."""
+    """`model` and `messages` in the form of /v1/chat/completions, pictures included; it wants a further question."""
     body = {"model": model, "messages": [write_message(message) for message in chat.messages()]}
     return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
 

@@ -22,7 +22,10 @@ def test_pictures_come_by_the_button_by_pasting_and_by_dropping(desk: Desk, tmp_
     expect(desk.chips).to_have_count(5)
     desk.ask("All of them?")
     expect(desk.answer).to_contain_text("5 images (11x12, 13x14, 21x22, 31x32, 33x34)")
-    expect(desk.turns.last.locator(".ls-picture img")).to_have_count(5)
+    shown = desk.turns.last.locator(".ls-picture img")
+    expect(shown).to_have_count(5)
+    places = shown.evaluate_all("all => all.map(e => e.getBoundingClientRect()).map(box => [box.bottom, box.x])")
+    assert places == sorted(places), "the first picture stands first, as the model has it"
 
 
 def test_a_picture_can_be_taken_off_before_it_is_sent(desk: Desk, tmp_path: Path) -> None:
