@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from llava_core.checkpoints.base import Prompt
 from llava_core.engines.transformers.attention import AttentionBackend, Region
-from llava_core.engines.transformers.sequence import Sequence, common_prefix, virtual_ids, virtual_prompt
+from llava_core.engines.transformers.sequence import Sequence, common_prefix, virtual_prompt
 
 _WORTH_COPYING = 16
 """Tokens; a shorter common prefix is computed anew."""
@@ -86,11 +85,11 @@ class KVStore:
     def comes_soon(self, sequence: Sequence) -> bool:
         """Whether a running request is about to compute much of what this one needs: several answers to one prompt,
         say. Waiting for it is cheaper than computing the same beside it."""
-        wanted = virtual_prompt(sequence.prompt)
+        wanted = sequence.virtual
         for other in self._running:
             if other.decoding or not self._may_share(other.owner, sequence.owner):
                 continue
-            same = common_prefix(wanted, virtual_prompt(other.prompt))
+            same = common_prefix(wanted, other.virtual)
             if min(same, len(wanted) - 1) >= other.computed + _WORTH_WAITING:
                 return True
         return False
@@ -132,8 +131,10 @@ class KVStore:
         best: tuple[Kept | None, Prompt, int] = (None, sequence.prompt, _WORTH_COPYING - 1)
         for kept in self._candidates(sequence):
             prompt = sequence.prompt
-            length = min(common_prefix(virtual_prompt(prompt), kept.virtual), kept.computed, len(prompt.ids) - 1)
-            if self.rejoin is not None:
+            same = common_prefix(sequence.virtual, kept.virtual)
+            length = min(same, kept.computed, len(prompt.ids) - 1)
+            # Only a difference inside an answer can be one of spelling.
+            if self.rejoin is not None and any(start <= same < end for start, end in kept.answers):
                 rejoined = self.rejoin(prompt, kept)
                 if rejoined is not prompt and len(rejoined.ids) + sequence.max_new <= self.context_length:
                     prompt = rejoined
@@ -221,10 +222,7 @@ class KVStore:
 
 
 def _virtual(sequence: Sequence) -> np.ndarray:
-    images: Seq[tuple[int, tuple[str, int]]] = [
-        (placed.start, (placed.image.key, placed.image.tokens)) for placed in sequence.prompt.images
-    ]
-    return virtual_ids(sequence.ids, dict(images))
+    return np.concatenate((sequence.virtual, np.array(sequence.generated, dtype=np.int64)))
 
 
 def _covers(longer: Kept, other: Kept) -> bool:

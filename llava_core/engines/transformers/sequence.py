@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,6 +54,7 @@ class Sequence:
         self.prompt = prompt
         self.positions = positions
         self.ids = list(prompt.ids)
+        self.virtual = virtual_prompt(prompt)
         self._next_position = len(prompt.ids) if positions is None else int(positions.max()) + 1
 
     @property
@@ -111,21 +111,18 @@ class Sequence:
         )
 
 
-def virtual_ids(ids: list[int] | tuple[int, ...], images: Mapping[int, tuple[str, int]]) -> np.ndarray:
+def virtual_prompt(prompt: Prompt) -> np.ndarray:
     """Ids that are equal exactly where keys and values are: token ids, and for picture rows what they show.
 
-    `images` maps a picture's first position to its key and row count. Rows become negative numbers drawn from the
-    key, 62 bits wide, so that equal pictures meet and different ones do not.
+    Rows become negative numbers drawn from the picture's key, 62 bits wide, so that equal pictures meet and
+    different ones do not.
     """
-    virtual = np.array(ids, dtype=np.int64)
-    for start, (key, rows) in images.items():
-        digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-        virtual[start : start + rows] = -1 - ((digest & ((1 << 62) - 1)) + np.arange(rows))[: len(virtual) - start]
+    virtual = np.array(prompt.ids, dtype=np.int64)
+    for placed in prompt.images:
+        digest = int.from_bytes(hashlib.blake2b(placed.image.key.encode(), digest_size=8).digest(), "little")
+        rows = np.arange(placed.image.tokens)
+        virtual[placed.start : placed.start + placed.image.tokens] = -1 - ((digest & ((1 << 62) - 1)) + rows)
     return virtual
-
-
-def virtual_prompt(prompt: Prompt) -> np.ndarray:
-    return virtual_ids(prompt.ids, {placed.start: (placed.image.key, placed.image.tokens) for placed in prompt.images})
 
 
 def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
