@@ -41,7 +41,7 @@ def chunk_event(head: AnswerHead, chunk: Chunk, *, first: bool) -> Json:
     if chunk.text or first:
         delta["content"] = chunk.text
     choice: Json = {
-        "index": 0,
+        "index": chunk.index,
         "delta": delta,
         "logprobs": _write_logprobs(chunk.logprobs),
         "finish_reason": chunk.finish_reason,
@@ -60,18 +60,23 @@ def error_event(error: LlavaError) -> Json:
 
 
 def completion(head: AnswerHead, chunks: Sequence[Chunk]) -> Json:
-    """The whole answer as one `chat.completion`. Raises WorkerLost when the chunks have no end."""
+    """The whole answer as one `chat.completion`, or several. Raises WorkerLost when the chunks of one have no end."""
+    indices = sorted({chunk.index for chunk in chunks}) or [0]
+    choices = [_choice(index, [chunk for chunk in chunks if chunk.index == index]) for index in indices]
+    usage = None if chunks[-1].usage is None else _write_usage(chunks[-1].usage)
+    return {**_frame(head, "chat.completion"), "choices": choices, "usage": usage}
+
+
+def _choice(index: int, chunks: Sequence[Chunk]) -> Json:
     last = chunks[-1] if chunks else Chunk()
     if last.finish_reason is None:
         raise WorkerLost("the answer broke off before its end; send the request again")
-    choice: Json = {
-        "index": 0,
+    return {
+        "index": index,
         "message": {"role": "assistant", "content": "".join(chunk.text for chunk in chunks)},
         "logprobs": _write_logprobs([token for chunk in chunks for token in chunk.logprobs]),
         "finish_reason": last.finish_reason,
     }
-    usage = None if last.usage is None else _write_usage(last.usage)
-    return {**_frame(head, "chat.completion"), "choices": [choice], "usage": usage}
 
 
 async def read_chunks(events: AsyncIterator[str]) -> AsyncGenerator[Chunk]:

@@ -81,12 +81,13 @@ class ChatAnswer(Response):
     async def _send_stream(self, first: Chunk, send: Send) -> None:
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await self._send_event(send, sse(chunk_event(self._head, first, first=True)))
-        last = first
+        last, named = first, {first.index}
         try:
             async for chunk in self._chunks:
                 self._record.took(chunk)
-                await self._send_event(send, sse(chunk_event(self._head, chunk, first=False)))
+                await self._send_event(send, sse(chunk_event(self._head, chunk, first=chunk.index not in named)))
                 last = chunk
+                named.add(chunk.index)
         except _ReaderTooSlow:
             raise
         except Exception as error:

@@ -18,6 +18,7 @@ from llava_core.errors import UnknownModel
 from llava_core.types import Chunk, Request
 from serve.chat_answer import ChatAnswer
 from serve.protocol import ModelCard, write_model, write_models
+from serve.several import several
 
 _LARGE_BYTES = 512 * 1024
 
@@ -52,7 +53,9 @@ def v1_routes(source: Source, *, limits: RequestLimits | None = None, server: Se
     @router.post("/chat/completions")
     async def complete_chat(http: HttpRequest) -> Response:
         call = await _read(http, limits)
-        return ChatAnswer(call, source.stream(call.request), server)
+        request = call.request
+        chunks = source.stream(request) if call.n == 1 else several(source.stream, request, call.n)
+        return ChatAnswer(call, chunks, server)
 
     return router
 

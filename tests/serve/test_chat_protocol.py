@@ -14,7 +14,7 @@ from llava_core.chat_messages import read_messages, write_message
 from llava_core.chat_protocol import read_call, write_call
 from llava_core.config import RequestLimits
 from llava_core.errors import BadRequest
-from llava_core.types import ImagePart, Message, Request, Sampling, TextPart, assistant, system, user
+from llava_core.types import Grammar, ImagePart, Message, Request, Sampling, TextPart, assistant, system, user
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -212,7 +212,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"²": 1}}, "logit_bias"),
     ({"logit_bias": {"1": 1000}}, "logit_bias"),
     ({"logit_bias": []}, "logit_bias"),
-    ({"n": 2}, "n"),
+    ({"n": 9}, "n"),
     ({"n": 0}, "n"),
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -220,7 +220,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": "json"}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": "{}"}}},
+        "response_format.json_schema.schema",
+    ),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+    ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": ["a"]}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
     ({"continue_final_message": True}, "messages"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ({"add_generation_prompt": False}, "add_generation_prompt"),
@@ -281,3 +293,26 @@ def test_a_body_of_nothing_but_brackets_is_refused_before_it_is_built():
 def test_half_a_surrogate_pair_cannot_be_sent():
     with pytest.raises(BadRequest):
         write_call(Request("m", (user("\ud800"),)))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar("json_object"),
+        Grammar("json_schema", '{"type":"object","properties":{"ü":{"enum":["b","a"]},"a":{"type":"null"}}}'),
+        Grammar("regex", r"(ja|nein), \d{2}"),
+    ],
+    ids=lambda grammar: grammar.kind,
+)
+def test_the_form_of_an_answer_comes_back_as_it_was(grammar: Grammar):
+    written = write_call(Request("m", (user("hi"),), Sampling(grammar=grammar)))
+    assert read_call(written).request.sampling.grammar == grammar
+    fields = json.loads(written)
+    assert len({"response_format", "structured_outputs"} & fields.keys()) == 1
+
+
+def test_plain_text_is_no_form_and_n_is_one_unless_said():
+    call = read_call(json.dumps({"model": "m", "messages": HI, "response_format": {"type": "text"}}).encode())
+    assert call.request.sampling.grammar is None
+    assert call.n == 1
+    assert read_call(json.dumps({"model": "m", "messages": HI, "n": 8}).encode()).n == 8

@@ -406,7 +406,7 @@ async def test_a_body_that_does_not_come_is_given_up():
             {"temperature": float("nan")},
             {"top_p": 7},
             {"max_tokens": -1},
-            {"n": 3},
+            {"n": 0},
             {"stop": [""]},
             {"messages": []},
             {"messages": [{"role": "robot", "content": "x"}]},
