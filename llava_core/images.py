@@ -38,8 +38,10 @@ def read_data_url(url: str, limits: ImageLimits) -> bytes:
     header, comma, body = url.partition(",")
     if header[:5].lower() != "data:" or not comma:
         raise BadImage("this image URL is no data: URL; send data:image/png;base64,... with the picture's bytes")
-    # An upper bound before any copy is made: three characters a byte where all of them are percent-encoded.
-    if len(body) > limits.max_bytes * 3 + 3:
+    # Refused before any copy is made: a byte takes three characters at most where it is percent-encoded, and in
+    # base64, with its line breaks, hardly more than four for three bytes.
+    longest = limits.max_bytes * 3 if "%" in body else limits.max_bytes * 1.4
+    if len(body) > longest + 64:
         raise too_many_bytes(None, limits)
     data = unquote_to_bytes(body) if "%" in body else body.encode("utf-8", "replace")
     if header.lower().replace(" ", "").endswith(";base64"):

@@ -131,5 +131,6 @@ class _Body:
 
 
 def _too_large(most: int) -> HTTPException:
-    sentence = f"the request's body is larger than {most} bytes, the most that is taken; send fewer or smaller pictures"
+    size = f"{most // 2**20} MiB" if most >= 2**20 else f"{most} bytes"
+    sentence = f"the request's body is larger than {size}, the most that is taken; send fewer or smaller pictures"
     return HTTPException(413, sentence, _CLOSE)

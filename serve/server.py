@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -20,6 +21,8 @@ from serve.http_protocol import impatient_protocol
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+LARGE_BUFFER_BYTES = 8 * 1024 * 1024
+_M_MMAP_THRESHOLD = -3
 
 
 def start_logging() -> None:
@@ -27,6 +30,16 @@ def start_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("uvicorn", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def return_large_buffers() -> None:
+    """Have the C library hand buffers of megabytes, which bodies with pictures are, back to the system once freed.
+
+    glibc raises its own threshold for that up to 32 MiB as such buffers come and go, and keeps them from then on.
+    The one set here is above what a step of a model allocates again and again.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -62,6 +75,7 @@ async def run_server(
     """Serve until SIGTERM or SIGINT. Then await `before_drain`, take no more connections, and give running
     requests `drain_s`; the app's own shutdown comes last."""
     limits = limits or ServerLimits()
+    return_large_buffers()
     config = uvicorn.Config(
         app,
         http=impatient_protocol(limits.header_s),
