@@ -54,9 +54,10 @@ is_prepared() {
 }
 
 pip_install() {
-  local bar=on
-  [ -t 2 ] || bar=off
-  "$python" -m pip install --disable-pip-version-check --no-input --quiet --progress-bar "$bar" "$@" >&2
+  # pip shows no progress bar when it is quiet.
+  local words=(--quiet)
+  [ ! -t 2 ] || words=(--progress-bar on)
+  "$python" -m pip install --disable-pip-version-check --no-input "${words[@]}" "$@" >&2
 }
 
 install_requirements() {

@@ -36,7 +36,10 @@ def main(
     local: Annotated[
         str | None, typer.Option(metavar="PATH", help="Load this checkpoint here instead of asking a controller.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model to ask; the first one listed when not given.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model to ask; with --prompt needed when several run, else the first one listed."),
+    ] = None,
     image: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A picture for the first question; repeat it for more.")
     ] = None,

@@ -39,6 +39,8 @@ from serve.protocol import (
 from serve.server import listen, own_address, run_server, start_logging
 from serve.worker_pool import WorkerPool
 
+# Plain help: boxes cut long option names short.
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 log = logging.getLogger("serve.controller")
 
 
@@ -158,6 +160,7 @@ async def _sweep(pool: WorkerPool, clock: Callable[[], float]) -> None:
             log.warning("%s has been silent for %.0f s and is no longer listed", address, pool.timings.lease_s)
 
 
+@app.command()
 def main(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = CONTROLLER_PORT,
@@ -187,4 +190,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

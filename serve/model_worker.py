@@ -27,6 +27,8 @@ from serve.worker_app import EngineSlot, create_app
 
 __all__ = ["EngineSlot", "create_app", "main"]
 
+# Plain help: boxes cut long option names short.
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 log = logging.getLogger("serve.model_worker")
 
 T = TypeVar("T")
@@ -136,6 +138,7 @@ def _describe(engine: Engine) -> str:
     return f"{info.name} on {info.device} in {info.dtype}, context {info.context_length}{template}"
 
 
+@app.command()
 def main(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = WORKER_PORT,
@@ -246,4 +249,4 @@ def _check(engine: str, options: EngineOptions) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

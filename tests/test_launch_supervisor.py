@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve.launcher.logs import last_words, read_tail, rotate
+from serve.launcher.logs import last_words, read_tail, rotate, without_stamp
 from serve.launcher.supervisor import Backoff, Child, ChildSpec, Event, Stopping, Supervisor
 
 SOON = Backoff(first_s=0.01, most_s=0.05)
@@ -279,4 +279,6 @@ def test_last_words_are_what_was_said_at_the_end_outside_the_log(tmp_path: Path)
     assert last_words(broken) == "RuntimeError: boom"
     assert last_words("2026-01-01 10:00:00,1 ERROR x: lost\n") == "2026-01-01 10:00:00,1 ERROR x: lost"
     assert last_words("") == ""
+    assert without_stamp("2026-01-01 10:00:00,123 INFO serve.model_worker: listening") == "listening"
+    assert without_stamp("Loading weights: 50%") == "Loading weights: 50%"
     assert Child(spec(tmp_path, ""), log_start=10**9).output == ""

@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from serve.launcher.logs import last_line
+from serve.launcher.logs import last_line, without_stamp
 from serve.launcher.supervisor import Child, Event
 
 _LOOPING = 3
@@ -104,7 +104,7 @@ class LaunchConsole:
             self._console.print(Panel(table, title="LLaVA Serve is ready", expand=False, padding=(1, 2)))
 
     def _row(self, child: Child, now: float) -> RenderableType:
-        saying = last_line(child.output) if child.state == "starting" else ""
+        saying = without_stamp(last_line(child.output)) if child.state == "starting" else ""
         text = Text.assemble(self.title(child), (f"  {child.state} {now - child.since:.0f} s  ", "dim"))
         text.append(saying[: max(0, self._console.width - len(text) - 6)], style="dim italic")
         if child.state == "refused":

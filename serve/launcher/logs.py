@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|INFO|WARNING|ERROR|DEBUG)\b")
+_STAMP = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ [\w.]+: ")
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b")
 _PROGRESS = re.compile(r"\d+%\|")
 _TAIL_BYTES = 8192
@@ -51,6 +52,11 @@ def read_tail(log: Path, start: int) -> str:
 
 def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def without_stamp(line: str) -> str:
+    """A line of a log without its time, level and origin."""
+    return _STAMP.sub("", line)
 
 
 def last_words(text: str) -> str:

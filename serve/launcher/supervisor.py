@@ -163,7 +163,8 @@ class Supervisor:
         finally:
             await self._end(child, process)
             child.pid = None
-        return code, "" if code is None else last_words(child.output)
+        # One that a signal ended had no time to say why; what it said last was about something else.
+        return code, "" if code is None or code < 0 else last_words(child.output)
 
     async def _start(self, child: Child) -> asyncio.subprocess.Process:
         spec = child.spec
