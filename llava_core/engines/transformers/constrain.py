@@ -6,6 +6,7 @@ xgrammar does the work; it is imported when the first such request comes.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import re
 from collections import OrderedDict
@@ -137,10 +138,7 @@ class Grammars:
             raise BadRequest(f"{field} cannot be used: {_reason(error)}", param=field) from None
 
     def _make_compiler(self) -> Any:
-        try:
-            import xgrammar
-        except ImportError:
-            raise MissingDependency(f"answers held to a schema or pattern need xgrammar; {_INSTALL}") from None
+        xgrammar = _library()
         tokenizer = cast(Any, self._tokenizer)
         kind = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=self._vocabulary)
         # Names of special tokens are no text: an empty word is one that the library never allows.
@@ -160,12 +158,19 @@ class Grammars:
         return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
     def _begin(self, compiled: Any, begun: str) -> Constraint:
-        import xgrammar
-
-        matcher = xgrammar.GrammarMatcher(compiled)
+        matcher = _library().GrammarMatcher(compiled)
         if begun and not matcher.accept_string(begun):
             raise BadRequest("the begun answer does not have the form asked for; start it anew", param="messages")
         return Constraint(matcher, self._vocabulary, self._ending)
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("xgrammar")
+    except ImportError:
+        raise MissingDependency(
+            f"this worker lacks xgrammar, which holds answers to a schema or pattern; {_INSTALL}"
+        ) from None
 
 
 def _field(grammar: Grammar) -> str:
