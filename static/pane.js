@@ -148,6 +148,7 @@ class Pane {
     this.stopButton.hidden = !this.running;
     this.exportButton.hidden = !this.data.turns.length;
     this.root.classList.toggle("ls-running", this.running);
+    this.scroller.setAttribute("aria-busy", String(this.running)); // read out when it is complete
     if (this.sticky && turns.length) this.toEnd();
   }
 

@@ -28,7 +28,7 @@ HIGHLIGHT_AT_MOST_CHARS = 60_000
 
 def blocks(text: str) -> tuple[str, ...]:
     """The HTML of each top-level block of a finished text."""
-    return tuple(_render(group) for group in _groups(_MARKDOWN.parse(text)))
+    return tuple(_render(group) for group in _groups(_MARKDOWN.parse(_one_kind_of_line_end(text))))
 
 
 class GrowingText:
@@ -40,7 +40,7 @@ class GrowingText:
 
     def blocks(self, text: str) -> tuple[str, ...]:
         """The blocks of `text`, which starts with every text given before."""
-        tail = text[self._offset :]
+        tail = _one_kind_of_line_end(text)[self._offset :]
         groups = _groups(_MARKDOWN.parse(tail))
         if len(groups) > 1:
             start = _line_offset(tail, _first_line(groups[-1]))
@@ -49,6 +49,10 @@ class GrowingText:
             tail = tail[start:]
         last = [_render(groups[-1], open_fence=not _fence_is_closed(tail))] if groups else []
         return (*self._final, *last)
+
+
+def _one_kind_of_line_end(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _groups(tokens: Sequence[Token]) -> list[list[Token]]:

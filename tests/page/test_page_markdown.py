@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serve.page.markdown import GrowingText, blocks
 
@@ -136,3 +138,19 @@ def test_code_that_is_still_being_written_is_shown_as_it_comes() -> None:
     shown = GrowingText().blocks("Look:\n\n```python\nreturn 1")
     assert "return 1" in shown[-1]
     assert "ls-code" in shown[-1]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*"ab*_`~$|<>[]()!#-+.:\\\r\n\t 1", "```", "$$", "\\[", "\\]", "\n\n", "> ", "1. ", "\x00", "é😀"]
+        ),
+        max_size=60,
+    )
+)
+def test_no_text_however_odd_breaks_the_view(pieces: list[str]) -> None:
+    growing, text = GrowingText(), ""
+    for piece in pieces:
+        text += piece
+        growing.blocks(text)
+    assert "<script" not in "".join(blocks(text))
