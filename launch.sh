@@ -68,6 +68,11 @@ install_requirements() {
   pip_install "$torch_pin" || fail "pip could not install $torch_pin; its own words stand above."
   say "Installing the rest of requirements.txt"
   pip_install -r "$root/requirements.txt" || fail "pip could not install requirements.txt; its own words stand above."
+  local bare
+  bare=$(sed -n 's/^# --no-deps: //p' "$root/requirements.txt")
+  # shellcheck disable=SC2086
+  [ -z "$bare" ] || pip_install --no-deps $bare ||
+    say "Going on without $bare, which only answers held to a JSON schema or pattern need."
 }
 
 prepare() {

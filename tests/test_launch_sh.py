@@ -64,6 +64,15 @@ def test_torch_is_installed_first_under_its_plain_name_and_nothing_twice(tree: P
     assert "torch==2.1" in (tree / "pip-calls").read_text()
 
 
+def test_what_is_pinned_without_its_dependencies_is_installed_without_them(tree: Path) -> None:
+    (tree / "requirements.txt").write_text("torch==2.0\n# --no-deps: one==1 two==2\n")
+    assert launch(tree / "launch.sh", cwd=tree).returncode == 0
+    assert (tree / "pip-calls").read_text().splitlines()[-1] == "one==1 two==2"
+    pins = (LAUNCH_SH.parent / "requirements.txt").read_text().partition("# --no-deps: ")[2].partition("\n")[0]
+    asked_for = (LAUNCH_SH.parent / "llava_core/engines/transformers/constrain.py").read_text()
+    assert f"pip install --no-deps {pins}" in asked_for, "the error for a missing package names the same versions"
+
+
 def test_an_installation_that_failed_is_said_and_tried_again(tree: Path) -> None:
     (tree / "pip-fails").touch()
     failed = launch(tree / "launch.sh", cwd=tree)
