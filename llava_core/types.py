@@ -140,7 +140,7 @@ class Sampling:
 def _within(name: str, value: float | None, low: float, high: float) -> None:
     # NaN compares false with everything; an integer too large for a float compares all the same.
     if value is not None and not low <= value <= high:
-        raise BadRequest(f"{name} must be between {low:g} and {high:g}, not {value}", param=name)
+        raise BadRequest(f"{name} must be between {low:,} and {high:,}, not {value}", param=name)
 
 
 @dataclass(frozen=True)
