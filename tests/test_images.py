@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -446,11 +447,21 @@ async def test_the_event_loop_keeps_turning_while_pictures_are_decoded(loader: I
     assert turns > 100
 
 
-def test_a_decoder_that_hangs_is_ended_and_the_next_picture_is_decoded() -> None:
+Children = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def new_children() -> Children:
+    """Processes started since the test began; servers of other tests may still run beside them."""
+    before = set(psutil.Process().children())
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
+def test_a_decoder_that_hangs_is_ended_and_the_next_picture_is_decoded(new_children: Children) -> None:
     decoders = DecoderProcesses(ImageLimits(decode_timeout_s=0.5))
     try:
         decoders.decode(png(4, 4), kept_pixels=99)
-        (child,) = psutil.Process().children()
+        (child,) = new_children()
         child.send_signal(signal.SIGSTOP)
         with pytest.raises(BadImage, match=r"more than 0\.5 s to decode"):
             decoders.decode(png(4, 4), kept_pixels=99)
@@ -460,26 +471,28 @@ def test_a_decoder_that_hangs_is_ended_and_the_next_picture_is_decoded() -> None
         decoders.close()
 
 
-def test_a_decoder_that_died_idle_is_replaced() -> None:
+def test_a_decoder_that_died_idle_is_replaced(new_children: Children) -> None:
     decoders = DecoderProcesses(LIMITS)
     try:
         decoders.decode(png(4, 4), kept_pixels=99)
-        (child,) = psutil.Process().children()
+        (child,) = new_children()
         child.kill()
         assert decoders.decode(png(4, 4), kept_pixels=99).size == (4, 4)
     finally:
         decoders.close()
-    assert psutil.Process().children() == []
+    assert new_children() == []
 
 
-def test_a_picture_that_kills_its_decoder_is_a_bad_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_kills_its_decoder_is_a_bad_picture(
+    monkeypatch: pytest.MonkeyPatch, new_children: Children
+) -> None:
     from llava_core import image_process
 
     monkeypatch.setattr(image_process, "_MAIN", "import sys, os; sys.stdin.buffer.read(16); os._exit(1)")
     decoders = DecoderProcesses(LIMITS)
     with pytest.raises(BadImage, match="ends the program that decodes it"):
         decoders.decode(png(4, 4), kept_pixels=99)
-    assert psutil.Process().children() == []
+    assert new_children() == []
 
 
 def test_memory_beyond_the_decoders_share_is_a_bad_picture() -> None:
@@ -492,17 +505,17 @@ def test_memory_beyond_the_decoders_share_is_a_bad_picture() -> None:
         decoders.close()
 
 
-async def test_a_closed_loader_ends_what_is_under_way_and_takes_no_more() -> None:
+async def test_a_closed_loader_ends_what_is_under_way_and_takes_no_more(new_children: Children) -> None:
     loader = ImageLoader(LIMITS)
     under_way = asyncio.create_task(loader.load([part(saved(Image.effect_noise((4000, 3000), 90), compress_level=1))]))
-    while not psutil.Process().children():  # noqa: ASYNC110  (nothing else tells that the process has started)
+    while not new_children():  # noqa: ASYNC110  (nothing else tells that the process has started)
         await asyncio.sleep(0.01)
     await loader.aclose()
     with pytest.raises(EngineFailure, match="stopped"):
         await under_way
     with pytest.raises(EngineFailure, match="stopped"):
         await loader.load([part(png(4, 4))])
-    assert psutil.Process().children() == []
+    assert new_children() == []
 
 
 def test_decoders_end_with_the_process_that_started_them() -> None:
@@ -522,12 +535,12 @@ def test_decoders_end_with_the_process_that_started_them() -> None:
         threading.Event().wait(0.02)
 
 
-def test_a_decoder_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_sees_no_secrets(monkeypatch: pytest.MonkeyPatch, new_children: Children) -> None:
     monkeypatch.setenv("SOME_API_KEY", "very secret")
     decoders = DecoderProcesses(LIMITS)
     try:
         decoders.decode(png(4, 4), kept_pixels=99)
-        (child,) = psutil.Process().children()
+        (child,) = new_children()
         assert "SOME_API_KEY" in os.environ
         assert "SOME_API_KEY" not in child.environ()
     finally:
