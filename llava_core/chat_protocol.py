@@ -9,7 +9,7 @@ absent or null take the defaults of `Sampling`, the same that the page starts wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, cast
 
 import pydantic_core
@@ -19,7 +19,7 @@ from llava_core.chat_grammar import read_grammar, write_grammar
 from llava_core.chat_messages import read_messages, write_message
 from llava_core.config import RequestLimits
 from llava_core.errors import BadRequest
-from llava_core.types import Request, Sampling
+from llava_core.types import Begun, Message, Request, Sampling, TextPart, assistant
 
 Json = dict[str, Any]
 
@@ -36,6 +36,8 @@ class ChatCall:
     include_usage: bool
     n: int = 1
     """How many answers are wanted."""
+    with_ids: bool = False
+    """Whether chunks are to tell their token ids."""
 
 
 def read_call(
@@ -46,21 +48,31 @@ def read_call(
     fields = _fields(_json_object(raw, limits))
     _refuse_what_cannot_be_done(fields)
     messages = read_messages(fields.messages, limits=limits)
-    call_id: dict[str, str] = {} if request_id is None else {"id": request_id}
+    messages, continues, begun = _begun(fields, messages)
     request = Request(
         model=fields.model,
         messages=messages,
-        sampling=_sampling(fields),
-        continue_final=bool(fields.continue_final_message),
+        sampling=_sampling(fields, counted=len(begun.token_ids) if begun else 0),
+        continue_final=continues,
         owner=fields.user or "",
-        **call_id,
+        begun=begun,
     )
+    if request_id is not None:
+        request = replace(request, id=request_id)
     options = fields.stream_options
-    return ChatCall(request, bool(fields.stream), bool(options and options.include_usage), fields.n or 1)
+    with_usage = bool(options and options.include_usage)
+    return ChatCall(request, bool(fields.stream), with_usage, fields.n or 1, bool(fields.return_token_ids))
 
 
 def write_call(request: Request, *, stream: bool = True) -> bytes:
-    """The body that `read_call` reads back as the same request (its id travels in a header)."""
+    """The body that `read_call` reads back as the same request (its id travels in a header).
+
+    A begun answer stands there as an unfinished turn, with which other servers go on as well; its ids, which make
+    that exact, are in fields of our own.
+    """
+    begun = request.begun
+    if begun is not None:
+        request = as_unfinished_turn(request)
     sampling = request.sampling
     body: Json = {
         "model": request.model,
@@ -70,9 +82,11 @@ def write_call(request: Request, *, stream: bool = True) -> bytes:
         "top_p": sampling.top_p,
     }
     if stream:
-        body["stream_options"] = {"include_usage": True}
+        body |= {"stream_options": {"include_usage": True}, "return_token_ids": True}
     if request.continue_final:
         body |= {"continue_final_message": True, "add_generation_prompt": False}
+    if begun is not None:
+        body |= {"continue_token_ids": begun.token_ids, "continue_chars": len(begun.text)}
     if request.owner:
         body["user"] = request.owner
     if sampling.logprobs is not None:
@@ -91,6 +105,43 @@ def write_call(request: Request, *, stream: bool = True) -> bytes:
         return pydantic_core.to_json(body)
     except pydantic_core.PydanticSerializationError:
         raise BadRequest("the chat holds half a surrogate pair, which is no text; remove it") from None
+
+
+def as_unfinished_turn(request: Request, tokens: int | None = None) -> Request:
+    """The rest of a begun answer asked for in words that every server knows: the chat so far with the answer as its
+    unfinished last turn, and fewer tokens by those that have come (`tokens`, where no ids are known)."""
+    begun = request.begun
+    if begun is None:
+        return request
+    messages = request.messages if request.continue_final else (*request.messages, assistant())
+    last = messages[-1]
+    messages = (*messages[:-1], replace(last, parts=(*last.parts, TextPart(begun.text))))
+    count, sampling = len(begun.token_ids) if tokens is None else tokens, request.sampling
+    most, least = sampling.max_tokens, max(0, sampling.min_tokens - count)
+    sampling = replace(sampling, max_tokens=None if most is None else max(1, most - count), min_tokens=least)
+    return replace(request, messages=messages, sampling=sampling, continue_final=True, begun=None)
+
+
+def chat_schema() -> Json:
+    """The JSON schema of a request's body, for descriptions of the API; ranges beyond it are checked as well."""
+    schema = _Fields.model_json_schema(ref_template="#/components/schemas/{model}")
+    options = schema.pop("$defs")["_StreamOptions"]
+    url: Json = {"type": "string", "description": "data:image/…;base64,…"}
+    text, image = (
+        {"type": "object", "required": ["type", name], "properties": {"type": {"const": name}, name: value}}
+        for name, value in (
+            ("text", {"type": "string"}),
+            ("image_url", {"type": "object", "required": ["url"], "properties": {"url": url}}),
+        )
+    )
+    content = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [text, image]}}]}
+    roles = {"type": "string", "enum": ["system", "developer", "user", "assistant"]}
+    message = {"type": "object", "required": ["role", "content"], "properties": {"role": roles, "content": content}}
+    schema["properties"] |= {
+        "messages": {"type": "array", "minItems": 1, "items": message},
+        "stream_options": {"anyOf": [options, {"type": "null"}]},
+    }
+    return schema
 
 
 _SAME_NAME = (
@@ -113,6 +164,7 @@ _SLICE = 1 << 20
 
 # Wider than any use, narrow enough that every later comparison and conversion is safe.
 _Int = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)]
+_Id = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
 
 
 class _StreamOptions(BaseModel):
@@ -149,6 +201,9 @@ class _Fields(BaseModel):
     user: Annotated[str, Field(max_length=512)] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+    return_token_ids: bool | None = None
+    continue_token_ids: Annotated[list[_Id], Field(max_length=1 << 20)] | None = None
+    continue_chars: Annotated[int, Field(ge=0, le=1 << 30)] | None = None
     response_format: Any = None
     structured_outputs: Any = None
     tools: Any = None
@@ -201,10 +256,34 @@ def _refuse_what_cannot_be_done(fields: _Fields) -> None:
         )
 
 
-def _sampling(fields: _Fields) -> Sampling:
+def _begun(fields: _Fields, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], bool, Begun | None]:
+    """The chat without the begun answer at its end, whether it still ends with an unfinished turn, and the answer."""
+    continues = bool(fields.continue_final_message)
+    if not fields.continue_token_ids:
+        return messages, continues, None
+    chars, last = fields.continue_chars or 0, messages[-1]
+    text = last.parts[-1].text if last.parts and isinstance(last.parts[-1], TextPart) else ""
+    if not continues or chars > len(text):
+        raise BadRequest(
+            "continue_token_ids needs continue_final_message: true and the text it stands for at the end of the chat",
+            param="continue_token_ids",
+        )
+    begun = Begun(text[len(text) - chars :], tuple(fields.continue_token_ids))
+    kept = text[: len(text) - chars]
+    if kept or len(last.parts) > 1:
+        parts = (*last.parts[:-1], TextPart(kept)) if kept else last.parts[:-1]
+        return (*messages[:-1], replace(last, parts=parts)), True, begun
+    return messages[:-1], False, begun
+
+
+def _sampling(fields: _Fields, *, counted: int) -> Sampling:
+    """`counted` tokens of the answer are there already, and not in the numbers of those that may still come."""
     given: Json = {name: getattr(fields, name) for name in (*_SAME_NAME, "temperature", "top_p")}
     if fields.max_completion_tokens is not None:
         given["max_tokens"] = fields.max_completion_tokens
+    for name in ("max_tokens", "min_tokens"):
+        if counted and given[name]:
+            given[name] += counted
     given["stop"] = _stop(fields.stop)
     if fields.stop_token_ids is not None:
         given["stop_token_ids"] = tuple(fields.stop_token_ids)

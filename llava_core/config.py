@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Speculate = Literal["auto", "on", "off"]
+Kernel = Literal["auto", "off"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class RequestLimits:
 class EngineLimits:
     """What one engine takes on."""
 
-    max_running: int = 8
+    max_running: int | None = None
+    """Requests that run at once; None lets the engine choose by device and memory."""
     max_waiting: int = 64
     max_answer_tokens: int = 4096
     max_wait_s: float = 120.0
@@ -55,13 +60,22 @@ class BatchLimits:
     step_tokens: int | None = None
     """New tokens in one forward pass; a longer prompt is prefilled in several, so that running answers go on."""
     kv_bytes: int | None = None
-    """Memory for the keys and values of running and parked chats; half of what is free after loading."""
+    """Memory for the keys and values of running and parked chats."""
+    kv_share: float | None = None
+    """The same as a share of what is free after loading; without both half on a CPU, 0.85 on a GPU."""
     feature_bytes: int = 512 * 1024 * 1024
     """Memory for encoded pictures."""
     prepared_bytes: int = 256 * 1024 * 1024
     """Memory for decoded and preprocessed pictures, which come again with every turn of their chat."""
-    speculate: bool = True
-    """Whether greedy answers guess ahead from the chat's own words; the answers stay the same."""
+    kernel: Kernel = "auto"
+    """Whether a decoder's layers may be computed by a kernel that is compiled at the first start, where processor,
+    model and compiler allow it."""
+    graphs_s: float = 20.0
+    """Seconds at the start for recording decode steps as CUDA graphs; what they do not suffice for is recorded when it
+    comes up. 0 runs without graphs."""
+    speculate: Speculate = "auto"
+    """Whether greedy answers guess ahead from the chat's own words: "auto" while so few decode that it costs nothing,
+    "on" always. The answers stay the same."""
     share_between_owners: bool = False
     """Whether one person's prefilled prompt may speed up another's; timing could then tell who asked what."""
     threads: int | None = None
@@ -69,6 +83,36 @@ class BatchLimits:
     prepare_workers: int = 2
     """Threads that render prompts and preprocess pictures."""
     stop_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class InspectLimits:
+    """What a look at a model at work may cost it."""
+
+    memory_bytes: int = 128 * 1024 * 1024
+    """For where the tokens of one chat looked, layer by layer."""
+    max_tokens: int = 512
+    """Of an answer that is looked at."""
+    max_waiting: int = 4
+    """Looks that wait for the one that is taken."""
+    answer_s: float = 120.0
+    """For all of one look, its way there and back included."""
+    max_answer_bytes: int = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class StatusLimits:
+    """How closely the page watches the workers, for all who look together; waits in seconds."""
+
+    poll_s: float = 2.5
+    idle_s: float = 600.0
+    """So long after the last look it goes on, so that the next one finds its minutes."""
+    first_s: float = 10.0
+    points: int = 120
+    """Of each plot."""
+    workers: int = 200
+    gone_s: float = 600.0
+    """So long a worker that has gone is still named."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +130,22 @@ class GrammarLimits:
 
 @dataclass(frozen=True)
 class WorkerTimings:
-    """Control-plane waits, in seconds. A worker is gone when it was silent for `lease_s`."""
+    """Control-plane waits, in seconds. A worker is gone when its line to the controller ends, or it was silent for
+    `lease_s`."""
 
-    heartbeat_s: float = 2.0
-    late_s: float = 3.0
-    """A worker silent for this long gets no request that another can take."""
+    heartbeat_s: float = 0.75
+    late_s: float = 1.5
+    """A worker silent for this long gets no request that another can take, and is asked whether it lives."""
+    probe_s: float = 1.0
+    """For its answer; without one, another takes over its running answers too."""
+    sweep_s: float = 0.2
+    """Between two looks for workers that are late or gone."""
+    ping_s: float = 1.0
+    """Between two signs of life on a worker's line; a worker that gets none for three times as long registers anew."""
     lease_s: float = 8.0
     control_timeout_s: float = 5.0
-    register_backoff_first_s: float = 0.2
-    register_backoff_most_s: float = 1.0
+    register_backoff_first_s: float = 0.1
+    register_backoff_most_s: float = 0.5
     """So a controller that was restarted has everybody back within this and one try."""
     drain_s: float = 30.0
 
@@ -117,6 +168,73 @@ class ServerLimits:
 
 
 @dataclass(frozen=True)
+class StoreLimits:
+    """How chats are kept: waits in seconds, and what is given up when a database cannot keep up."""
+
+    pause_s: float = 0.4
+    """Between two writes; so much of a growing answer is lost when everything is killed."""
+    connect_s: float = 5.0
+    """For a connection, and for another writer to be done."""
+    statement_s: float = 20.0
+    read_s: float = 10.0
+    """For a list of chats, or one to be opened."""
+    retry_first_s: float = 1.0
+    retry_most_s: float = 30.0
+    """Between two tries at a database that fails."""
+    close_s: float = 10.0
+    max_unsaved: int = 2000
+    """Chats that wait to be written; the one that waits longest is given up for a new one."""
+    max_listed: int = 300
+    """Chats in one look at the list."""
+    max_import_bytes: int = 64 * 1024 * 1024
+    sweep_s: float = 3600.0
+    """Between two looks for chats that are older than they are kept."""
+
+
+@dataclass(frozen=True)
+class ModerationLimits:
+    """What the operator's moderation may take, where there is one."""
+
+    judge_s: float = 10.0
+    """For one verdict."""
+    remembered: int = 20_000
+    """Messages found harmless, which are not judged again with every later turn of their chat."""
+
+
+@dataclass(frozen=True)
+class ArenaLimits:
+    """Blind battles and what is rated out of them; waits in seconds."""
+
+    max_open: int = 2000
+    """Battles that are remembered while people are at them; the longest unused is forgotten first."""
+    max_battles: int = 500_000
+    """Votes that count; of more, the latest."""
+    max_unwritten: int = 5000
+    """Votes that wait for a database to come back."""
+    max_reason: int = 2000
+    """Characters of what a person says about a vote."""
+    long_question: int = 1500
+    """Characters of all questions together from which a battle counts as long."""
+    fresh_s: float = 5.0
+    """Between two looks into the database."""
+    read_s: float = 20.0
+    write_s: float = 10.0
+    retry_s: float = 2.0
+    snapshot_s: float = 600.0
+    """Between two states of the ratings that are kept."""
+
+
+@dataclass(frozen=True)
+class CompareLimits:
+    """Open comparisons."""
+
+    columns: int = 4
+    words: int = 40_000
+    """Of all answers in which differences are looked for."""
+    compare_s: float = 10.0
+
+
+@dataclass(frozen=True)
 class ClientTimings:
     """How long a caller waits, in seconds, and how often it tries elsewhere before the first token."""
 
@@ -128,8 +246,36 @@ class ClientTimings:
     check_s: float = 1.0
     """Silent for this long, a worker is asked after at the controller."""
     attempts: int = 3
+    continuations: int = 3
+    """How often an answer that has begun may lose its worker and go on with another."""
 
 
+@dataclass(frozen=True)
+class RetryLimits:
+    """How often requests that a worker refused or failed are sent to another one."""
+
+    share: float = 0.2
+    """Of the requests that come."""
+    reserve: int = 5
+    """To begin with, for those who ask seldom."""
+    most_saved: float = 50.0
+
+
+@dataclass(frozen=True)
+class BreakerLimits:
+    """When a client leaves a worker alone, and for how many seconds."""
+
+    failures: int = 5
+    """In a row. One that cannot be reached at all is left alone at once."""
+    pause_first_s: float = 0.5
+    pause_most_s: float = 30.0
+    pause_full_s: float = 0.03
+    """For one that only had no room."""
+    calm_s: float = 30.0
+    """Without trouble for this long, the next pause is the first again."""
+
+
+CONTROL_PORT = 21000
 CONTROLLER_PORT = 21001
 WORKER_PORT = 21002
 PAGE_PORT = 7860

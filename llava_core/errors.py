@@ -68,6 +68,10 @@ class UnknownModel(BadRequest):
     """No worker serves a model of that name."""
 
 
+class ContentRefused(BadRequest):
+    """The operator's moderation does not let this through; the message names the categories."""
+
+
 class BadCheckpoint(BadRequest):
     """A folder is no checkpoint that can be loaded; the message lists what was found and what is understood."""
 
@@ -78,11 +82,23 @@ class Unauthorized(LlavaError):
     openai_type = "authentication_error"
 
 
+class Forbidden(LlavaError):
+    """The caller's credential is a good one, but not for this."""
+
+    openai_type = "permission_error"
+
+
 class Overloaded(LlavaError):
     """The queue is full; `retry_after` says when to come back."""
 
     retryable = True
     openai_type = "rate_limit_error"
+
+
+class ModerationFailed(LlavaError):
+    """The operator's moderation could not be asked, and nothing passes without it."""
+
+    retryable = True
 
 
 class NoWorker(LlavaError):
@@ -109,6 +125,12 @@ class MissingDependency(LlavaError):
 
 class EngineFailure(LlavaError):
     """The engine failed in a way nobody foresaw: the user gets the request id, the log gets the cause."""
+
+
+class DevicePoisoned(EngineFailure):
+    """The device failed in a way that it does not recover from in this process; another worker can answer."""
+
+    retryable = True
 
 
 class OutOfMemory(EngineFailure):

@@ -144,11 +144,23 @@ def _within(name: str, value: float | None, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What an answer has said already, as text and as the ids it was drawn as: it broke off, and goes on elsewhere.
+
+    Its tokens count as the answer's own: for `max_tokens`, penalties, random numbers and usage.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Request:
     """One answer wanted from one model.
 
     `continue_final` asks to go on with the last message, which must be an assistant's, instead of opening a new
     turn. `owner` separates callers for fairness and caching (a session or key; never shown to anyone).
+    `begun` asks for the rest of an answer to this request, so that both together are what one engine would have said.
     """
 
     model: str
@@ -157,6 +169,11 @@ class Request:
     continue_final: bool = False
     owner: str = ""
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    begun: Begun | None = None
+    deadline: float | None = field(default=None, compare=False)
+    """On this machine's monotonic clock: what has not been answered by then is not worth beginning."""
+    trace: str | None = field(default=None, compare=False)
+    """The W3C `traceparent` of what this is a part of, where traces are wanted."""
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -184,6 +201,17 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Phases:
+    """When an engine's work on an answer passed from one phase to the next, on its machine's monotonic clock: it came,
+    it left the queue, its first token was there, its last."""
+
+    arrived: float
+    admitted: float
+    first: float
+    ended: float
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """One generated token with its log-probability and the likeliest alternatives, likeliest first."""
 
@@ -198,7 +226,8 @@ class Chunk:
     """What is new since the chunk before: some text, or the end.
 
     A stream is any number of chunks without `finish_reason`, then exactly one with it, which also carries the
-    `usage`. A stream that ends otherwise has failed.
+    `usage`. A stream that ends otherwise has failed. `token_ids` are those drawn since the chunk before, where the
+    engine tells them; the answer can then go on elsewhere exactly as it would have here.
     """
 
     text: str = ""
@@ -207,6 +236,11 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     index: int = 0
     """Which of several answers to one request it belongs to; engines give one."""
+    token_ids: tuple[int, ...] = ()
+    phases: Phases | None = field(default=None, compare=False)
+    """With the end, where the engine tells."""
+    flagged: tuple[str, ...] = ()
+    """With the end, what the operator's moderation found in the whole answer."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +257,20 @@ class ModelInfo:
     template: str = ""
     template_reason: str = ""
     note: str = ""
+    inspects: bool = False
+    """Whether it tells what it makes of pictures and prompts, and where answers look."""
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """What an engine's device holds: tokens of chats, running ones and those kept for the turn that follows, out of
+    `kv_total`; bytes of the device that anybody uses, and all it has, 0 where nobody tells."""
+
+    kv_running: int
+    kv_parked: int
+    kv_total: int
+    device_used: int = 0
+    device_total: int = 0
 
 
 @dataclass(frozen=True)
@@ -233,3 +281,12 @@ class EngineStatus:
     waiting: int = 0
     capacity: int = 1
     """Requests that run at once at full speed; more than this wait."""
+    max_waiting: int | None = None
+    """So many at most; None where nobody says."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the next request would be refused."""
+        if self.max_waiting is None or self.waiting < self.max_waiting:
+            return False
+        return self.running + self.waiting >= self.capacity

@@ -35,7 +35,13 @@ def test_an_error_survives_the_wire(cls: type[LlavaError]) -> None:
 def test_a_body_has_what_openai_clients_look_for(cls: type[LlavaError]) -> None:
     error = cls("message").to_body()["error"]
     assert set(error) == {"message", "type", "code", "param"}
-    assert error["type"] in ("server_error", "invalid_request_error", "authentication_error", "rate_limit_error")
+    assert error["type"] in (
+        "server_error",
+        "invalid_request_error",
+        "authentication_error",
+        "permission_error",
+        "rate_limit_error",
+    )
     assert (error["type"] == "invalid_request_error") == issubclass(cls, BadRequest)
 
 

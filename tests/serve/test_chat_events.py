@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_core.chat_events import DONE, AnswerHead, chunk_event, completion, error_event, read_chunks, sse, usage_event
+from llava_core.chat_events import (
+    DONE,
+    AnswerHead,
+    ChunkEvents,
+    ChunkReader,
+    chunk_event,
+    completion,
+    error_event,
+    read_chunks,
+    sse,
+    usage_event,
+)
 from llava_core.errors import BadImage, EngineFailure, LlavaError, Overloaded, WorkerLost
 from llava_core.types import Chunk, TokenLogprob, Usage
 
@@ -106,3 +117,47 @@ async def test_other_servers_events_are_understood():
     usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": None}}
     assert await chunks_of(role, text, end, DONE) == [Chunk("a"), Chunk(finish_reason="stop")]
     assert await chunks_of(role, text, end, usage) == [Chunk("a"), Chunk(finish_reason="stop", usage=Usage(3, 1))]
+
+
+def test_a_piece_of_text_is_written_as_any_other_chunk_is():
+    head = AnswerHead('x"\\u0000', 'a "model" \u2028', 1)
+    texts = ["a", "", 'quote " and \\ and \0', "\u2028é\U0001f600", "\n\n"]
+    chunks = [Chunk(text, index=index) for index in (0, 1, 0) for text in texts]
+    chunks += [Chunk("b", logprobs=(TokenLogprob(1, "b", -0.5),)), Chunk(finish_reason="stop")]
+    events, named = ChunkEvents(head), set[int]()
+    for chunk in chunks:
+        assert events.write(chunk) == sse(chunk_event(head, chunk, first=chunk.index not in named))
+        named.add(chunk.index)
+
+
+def _event(delta: str, rest: str = "", finish: str = "null") -> str:
+    return f'{{"id":"a","choices":[{{"index":0,"delta":{{{delta}}},"finish_reason":{finish}}}]{rest}}}'
+
+
+def test_events_that_are_alike_but_for_their_text_are_read_as_any_other():
+    texts = ["a", '"', '"}', "\\", "\ud83d", "é\u2028", "a", "null", " "]
+    alike = [_event(f'"role":"assistant","content":{json.dumps("Hi")}')]
+    alike += [
+        _event(f'"content":{json.dumps(text, ensure_ascii=bool(number % 2))}') for number, text in enumerate(texts)
+    ]
+    reader = ChunkReader()
+    assert [reader.take(event) for event in alike] == [Chunk(text) for text in ("Hi", *texts)]
+    # The same beginning and end with more between them, or with no text.
+    assert reader.take(_event('"content":"x","content":"y"')) == Chunk("y")
+    assert reader.take(_event('"content":null')) is None
+    assert reader.take(_event('"content":""')) is None
+    with pytest.raises(WorkerLost):
+        reader.take(_event('"content":"x" "y"'))
+    assert (
+        reader.take(_event('"content":"end"', ',"usage":{"prompt_tokens":1,"completion_tokens":2}', '"stop"')) is None
+    )
+    assert reader.take(_event('"content":"."')) is None
+    assert reader.end() == Chunk("end.", "stop", Usage(1, 2))
+
+
+def test_text_that_also_stands_elsewhere_in_its_event_is_not_confused():
+    """The model is called like the word it says."""
+    names = ["a", "b", "c", "d"]
+    reader = ChunkReader()
+    events = [f'{{"choices":[{{"delta":{{"content":"{name}"}}}}],"model":"{name}"}}' for name in names]
+    assert [reader.take(event) for event in events] == [Chunk(name) for name in names]
