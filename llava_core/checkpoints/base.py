@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from PIL import Image
 
+from llava_core.checkpoints.seen import Layout
 from llava_core.types import Message, ModelInfo
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class PreparedImage:
     inputs: Mapping[str, torch.Tensor]
     tokens: int
     """Rows of features, and placeholders in the prompt, that it takes."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height of the picture."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,10 @@ class LoadedCheckpoint(Protocol):
         """Projected features of each picture, `(tokens, hidden)` on the model's device and dtype. Where further
         features are added after the first layers (Qwen3-VL's DeepStack), their columns follow: `(tokens, hidden * (1
         + layers))`."""
+        ...
+
+    def layout(self, image: PreparedImage) -> Layout:
+        """Where in the picture its tokens lie. Safe to call from any thread."""
         ...
 
     def positions(self, prompt: Prompt) -> torch.Tensor | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _COMPUTED = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")
+_OWN_TOWER = "llava_seeing_tower"
 _PROBE = "\ue000answer\ue001"
 
 
@@ -33,6 +34,7 @@ def read_config(found: Recognised) -> PreTrainedConfig:
     """The checkpoint's config as transformers reads it. BadCheckpoint for a model it does not know."""
     from transformers import AutoConfig
 
+    _know_own_tower(found)
     try:
         return AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
     except Exception as cause:
@@ -41,6 +43,15 @@ def read_config(found: Recognised) -> PreTrainedConfig:
             f"config.json of {found.folder.name!r} (model_type {found.model_type!r}) cannot be used: {cause}."
             f"{own_code} Known are {', '.join(FAMILIES)} and text-only causal language models"
         ) from cause
+
+
+def _know_own_tower(found: Recognised) -> None:
+    """The built-in model's tower comes with this code; transformers learns of it where a checkpoint names it."""
+    vision = found.config.get("vision_config")
+    if isinstance(vision, dict) and vision.get("model_type") == _OWN_TOWER:
+        from llava_core.builtin.tower import register_tower
+
+        register_tower()
 
 
 def empty_model(config: PreTrainedConfig, *, text_only: bool) -> PreTrainedModel:
@@ -73,6 +84,18 @@ def read_side(found: Recognised, conv_template: str | None = None) -> HubSide:
     return HubSide(config, tokenizer, vision, prompter, template, reason, stop)
 
 
+def ends_of(found: Recognised, side: HubSide, generation: Any) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Token ids and strings that end this checkpoint's answers; `generation` is its generation config, if any."""
+    text: Any = side.config.get_text_config()
+    return answer_ends(
+        side.tokenizer,
+        [text.eos_token_id, generation and generation.eos_token_id, *_turn_end(side.tokenizer, side.prompter)],
+        side.stop,
+        *(found.config.get(STOP_KEY) or ()),
+        *((generation and generation.stop_strings) or ()),
+    )
+
+
 def load_hub(found: Recognised, wish: Wish, *, name: str, conv_template: str | None = None) -> Checkpoint:
     """Read a checkpoint into memory."""
     side = read_side(found, conv_template)
@@ -80,14 +103,8 @@ def load_hub(found: Recognised, wish: Wish, *, name: str, conv_template: str | N
     text_only = found.kind == "text"
     placement = place(wish, empty_model(config, text_only=text_only), saved_dtype=_saved_dtype(config))
     model = _load_model(found, config, placement, text_only)
-    text, generation = config.get_text_config(), model.generation_config
-    ends, stops = answer_ends(
-        side.tokenizer,
-        [text.eos_token_id, generation and generation.eos_token_id, *_turn_end(side.tokenizer, side.prompter)],
-        side.stop,
-        *(found.config.get(STOP_KEY) or ()),
-        *((generation and generation.stop_strings) or ()),
-    )
+    text = config.get_text_config()
+    ends, stops = ends_of(found, side, model.generation_config)
     marks = (getattr(config, key, None) for key in ("image_token_id", "video_token_id"))
     never = frozenset(int(mark) for mark in marks if mark is not None)
     return Checkpoint(

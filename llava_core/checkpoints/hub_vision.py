@@ -15,7 +15,18 @@ from PIL import Image
 from llava_core.checkpoints.anyres import Size, unpadded
 from llava_core.checkpoints.base import PreparedImage, Prompt
 from llava_core.checkpoints.images import TILES_AT_ONCE, grouped, image_key, tile_features
+from llava_core.checkpoints.seen import (
+    Layout,
+    any_res,
+    kept_of,
+    one_tile,
+    seen_by,
+    stretched_tiles,
+    tile_by_tile,
+    whole,
+)
 from llava_core.errors import BadCheckpoint
+from llava_core.inspection import Grid, Tile
 
 Tensors = dict[str, torch.Tensor]
 
@@ -35,11 +46,14 @@ class _HubVision:
     def prepare(self, image: Image.Image, *, alone: bool) -> PreparedImage:
         rgb = image.convert("RGB")
         inputs, tokens = self._inputs(rgb, alone)
-        return PreparedImage(image_key(rgb, self._key(alone)), inputs, tokens)
+        return PreparedImage(image_key(rgb, self._key(alone)), inputs, tokens, rgb.size)
 
     def positions(self, model: Any, prompt: Prompt) -> torch.Tensor | None:
         del model, prompt
         return None
+
+    def layout(self, model: Any, image: PreparedImage) -> Layout:
+        raise NotImplementedError
 
     def _key(self, alone: bool) -> str:
         del alone
@@ -58,6 +72,18 @@ class LlavaVision(_HubVision):
     def _inputs(self, image: Image.Image, alone: bool) -> tuple[Tensors, int]:
         pixels = self._processed(image)["pixel_values"]
         return {"pixel_values": pixels}, tile_tokens(self.config, pixels.shape[-2], pixels.shape[-1])
+
+    def layout(self, model: Any, image: PreparedImage) -> Layout:
+        height, width = image.inputs["pixel_values"].shape[-2:]
+        box = seen_by(self.processor, image.size)
+        vision = self.config.vision_config
+        if vision.model_type == "llava_seeing_tower":
+            from llava_core.builtin.spots import spots
+
+            tile = Tile("whole", box, width, height, image.tokens)
+            return Layout(image.size, (tile,), spots=spots(model, image.inputs["pixel_values"], box))
+        rows = (height // getattr(vision, "patch_size", height)) * (width // getattr(vision, "patch_size", width))
+        return one_tile(image.size, box, (width, height), image.tokens, before=max(0, image.tokens - rows))
 
     def encode(self, model: Any, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
@@ -104,6 +130,17 @@ class NextVision(_HubVision):
             found |= {id(image): self._one_tile(model, image) for image in batch if not self._is_tiled(image)}
         return [found[id(image)] for image in images]
 
+    def layout(self, model: Any, image: PreparedImage) -> Layout:
+        vision, size = self.config.vision_config, image.size
+        tile, side = int(vision.image_size), vision.image_size // vision.patch_size
+        if not self._is_tiled(image):
+            return one_tile(size, whole(size), (tile, tile), image.tokens, before=image.tokens - 1 - side**2, last=1)
+        height, width = _best(size, self.config.image_grid_pinpoints)
+        kept = kept_of(size, (width, height), tile, side, digits=7)
+        shrunk = self._shrunk(kept.rows, kept.columns, side)
+        base = tile_tokens(self.config, tile, tile)
+        return any_res(size, (width, height), tile=tile, side=side, kept=kept, shrunk=shrunk, whole_tokens=base)
+
     def _is_tiled(self, image: PreparedImage) -> bool:
         return image.inputs["pixel_values"].shape[0] > 1
 
@@ -142,6 +179,18 @@ class InternVision(_HubVision):
         pixels = self._processed(image, crop_to_patches=True)["pixel_values"]
         return {"pixel_values": pixels}, pixels.shape[0] * int(self.config.image_seq_length)
 
+    def layout(self, model: Any, image: PreparedImage) -> Layout:
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+        size, pixels = image.size, image.inputs["pixel_values"]
+        height, width = pixels.shape[-2:]
+        least, most = self.processor.min_patches, self.processor.max_patches
+        across, down = get_optimal_tiled_canvas((size[1], size[0]), (height, width), least, most)
+        boxes = stretched_tiles(size, across, down)
+        if len(pixels) == len(boxes) + 1:  # the whole picture stands behind its parts
+            boxes.append(whole(size))
+        return tile_by_tile(size, boxes, width, int(self.config.image_seq_length))
+
     def encode(self, model: Any, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
         for batch in grouped(images, TILES_AT_ONCE):
@@ -160,6 +209,14 @@ class QwenVision(_HubVision):
         merged = int(self.config.vision_config.spatial_merge_size) ** 2
         inputs = {"pixel_values": done["pixel_values"], "image_grid_thw": done["image_grid_thw"]}
         return inputs, int(done["image_grid_thw"].prod()) // merged
+
+    def layout(self, model: Any, image: PreparedImage) -> Layout:
+        size, box, vision = image.size, whole(image.size), self.config.vision_config
+        merge = int(vision.spatial_merge_size)
+        _, down, across = (int(count) for count in image.inputs["image_grid_thw"][0])
+        tile = Tile("whole", box, across * vision.patch_size, down * vision.patch_size, image.tokens)
+        grid = Grid(0, down // merge, across // merge, across // merge, box)
+        return Layout(size, (tile,), (grid,))
 
     def encode(self, model: Any, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
@@ -200,6 +257,9 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(QwenVision),
 }
 
+# Rows that a tower gives before those of its patches: a class token's, and registers'.
+_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
+
 
 def load_vision(folder: Path, config: Any) -> Any:
     """The `ImageSide` of a checkpoint. BadCheckpoint where its family or tower is not known, or a file is missing."""
@@ -212,10 +272,10 @@ def load_vision(folder: Path, config: Any) -> Any:
             f"{', '.join(FAMILIES)} and text-only causal language models"
         )
     tower = str(config.vision_config.model_type)
-    if config.model_type.startswith("llava") and tower not in ("clip_vision_model", "siglip_vision_model"):
+    if config.model_type in ("llava_next", "llava_onevision") and tower not in _TOWERS:
         raise BadCheckpoint(
             f"{folder.name!r} has a {tower!r} vision tower, whose image tokens are laid out otherwise; of LLaVA models "
-            "those with CLIP and SigLIP towers are served"
+            f"that cut pictures into tiles, those with one of {', '.join(_TOWERS)} are served"
         )
     try:
         # On PIL whatever else is installed, so that one picture gives the same numbers everywhere.
@@ -230,9 +290,11 @@ def load_vision(folder: Path, config: Any) -> Any:
 def tile_tokens(config: Any, height: int, width: int) -> int:
     """Features of one tile of that many pixels, as the tower and the selection strategy give them."""
     vision = config.vision_config
-    has_class_token = vision.model_type == "clip_vision_model"
+    before = _TOWERS.get(vision.model_type)
+    if before is None:  # of a tower that is not known here, its checkpoint says it
+        return int(config.image_seq_length)
     dropped = config.vision_feature_select_strategy == "default"
-    return (height // vision.patch_size) * (width // vision.patch_size) + has_class_token - dropped
+    return (height // vision.patch_size) * (width // vision.patch_size) + before - dropped
 
 
 def _best(size: Size, pinpoints: Any) -> tuple[int, int]:

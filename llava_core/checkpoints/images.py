@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from llava_core.checkpoints.base import PreparedImage, Prompt
+from llava_core.checkpoints.seen import Layout
 
 TILES_AT_ONCE = 32
 
@@ -25,6 +26,10 @@ class ImageSide(Protocol):
     def encode(self, model: Any, images: Sequence[PreparedImage]) -> list[torch.Tensor]: ...
 
     def positions(self, model: Any, prompt: Prompt) -> torch.Tensor | None: ...
+
+    def layout(self, model: Any, image: PreparedImage) -> Layout:
+        """Where in the picture its tokens lie; safe from any thread."""
+        ...
 
 
 def image_key(image: Image.Image, preprocessing: str) -> str:

@@ -22,17 +22,18 @@ def chat_template(template: Template, image: str) -> str:
         "PREFIX": template.system_prefix,
         "DEFAULT": template.system,
     }
-    settings = "".join(f"{{%- set {name} = {_literal(value)} -%}}" for name, value in constants.items())
-    return settings + _COMMON + body
+    settings = "".join(f"{{%- set {name} = {literal(value)} -%}}" for name, value in constants.items())
+    return settings + FLAT + _SYSTEM + body
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """Text as Jinja writes it."""
     # JSON's escapes are Jinja's too.
     return json.dumps(text, ensure_ascii=False)
 
 
-# A picture's mark is kept from its neighbours by a line break, as the original's pages write it.
-_COMMON = """
+# Content as text. A picture's mark is kept from its neighbours by a line break, as the original's pages write it.
+FLAT = """
 {%- macro flat(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
 {%- set seen = namespace(before='', texts=0) -%}
@@ -49,6 +50,8 @@ _COMMON = """
 {%- if content and not seen.texts -%}{{ '\\n' }}{%- endif -%}
 {%- endif -%}
 {%- endmacro -%}
+"""
+_SYSTEM = """
 {%- set given = namespace(system='', any=false) -%}
 {%- for message in messages if message['role'] == 'system' -%}
 {%- set given.system = given.system + ('\\n' if given.any else '') + flat(message['content']) -%}

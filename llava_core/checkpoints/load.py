@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from llava_core.checkpoints.loaded import Checkpoint
 from llava_core.checkpoints.placement import Wish
+from llava_core.checkpoints.precision import Quantize
 from llava_core.checkpoints.recognise import Recognised, recognise
-from llava_core.errors import BadRequest
 
 
 def load_checkpoint(
@@ -19,8 +18,7 @@ def load_checkpoint(
     name: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    load_4bit: bool = False,
-    load_8bit: bool = False,
+    quantize: Quantize | None = None,
     conv_template: str | None = None,
 ) -> Checkpoint:
     """Load the checkpoint at a folder or Hugging Face id; slow and blocking.
@@ -28,11 +26,8 @@ def load_checkpoint(
     `base` is the language model a projector-only or LoRA checkpoint stands on, `conv_template` the prompt format
     that decides over all else. Raises BadCheckpoint, BadRequest or MissingDependency with a sentence to act on.
     """
-    if load_4bit and load_8bit:
-        raise BadRequest("load in 4 bits or in 8 bits, not both")
-    bits: Literal[4, 8] | None = 4 if load_4bit else 8 if load_8bit else None
     found = recognise(path, base=base)
-    wish = Wish(device, dtype, bits)
+    wish = Wish(device, dtype, quantize)
     title = name or default_name(path, found)
     if found.kind in ("hub", "text"):
         from llava_core.checkpoints.hub import load_hub

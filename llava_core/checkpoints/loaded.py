@@ -12,6 +12,7 @@ from PIL import Image
 from llava_core.checkpoints.base import PlacedImage, PreparedImage, Prompt, TokenFacts
 from llava_core.checkpoints.images import ImageSide
 from llava_core.checkpoints.prompting import Prompter
+from llava_core.checkpoints.seen import Layout
 from llava_core.errors import BadImage, BadRequest, LlavaError
 from llava_core.types import Message, ModelInfo
 
@@ -58,6 +59,11 @@ class Checkpoint:
 
     def positions(self, prompt: Prompt) -> torch.Tensor | None:
         return self.vision.positions(self.model, prompt) if self.vision else None
+
+    def layout(self, image: PreparedImage) -> Layout:
+        assert self.vision is not None, "a model without a vision side prepares no pictures"
+        with torch.inference_mode():
+            return self.vision.layout(self.model, image)
 
     def _prepare(self, images: Sequence[Image.Image | PreparedImage]) -> list[PreparedImage]:
         if images and self.vision is None:

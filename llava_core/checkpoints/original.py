@@ -153,11 +153,11 @@ def load_model(parts: OriginalParts, placement: Placement) -> PreTrainedModel:
         return load(parts.tensors, placement)
     # Merged in the precision the base is kept in, as the original does; then brought to what was asked for.
     kept = parts.tensors[named.EMBEDDING].dtype
-    where = torch.device("cpu") if placement.bits else placement.device
+    where = torch.device("cpu") if placement.quantize else placement.device
     merged = merge_adapter(
-        load(parts.tensors, replace(placement, device=where, dtype=kept, bits=None)), parts.found.folder
+        load(parts.tensors, replace(placement, device=where, dtype=kept, quantize=None)), parts.found.folder
     )
-    return load(merged.state_dict(), placement) if placement.bits else merged.to(placement.dtype)  # type: ignore[arg-type]
+    return load(merged.state_dict(), placement) if placement.quantize else merged.to(placement.dtype)  # type: ignore[arg-type]
 
 
 def _add_image_tokens(tokenizer: PreTrainedTokenizerBase, config: OriginalConfig) -> None:

@@ -13,6 +13,17 @@ from llava_core.checkpoints import anyres, files
 from llava_core.checkpoints.base import PreparedImage, Prompt
 from llava_core.checkpoints.images import image_key, tile_features
 from llava_core.checkpoints.original_config import OriginalConfig, VisionPart
+from llava_core.checkpoints.seen import (
+    Layout,
+    any_res,
+    canvas_tiles,
+    cropped,
+    kept_of,
+    one_tile,
+    squared,
+    tile_by_tile,
+    whole,
+)
 from llava_core.errors import BadCheckpoint
 
 
@@ -36,6 +47,7 @@ class OriginalVision:
                 "image_sizes": torch.tensor([[rgb.height, rgb.width]]),
             },
             tokens=self.count((rgb.width, rgb.height)),
+            size=rgb.size,
         )
 
     def count(self, size: anyres.Size) -> int:
@@ -61,6 +73,22 @@ class OriginalVision:
 
     def positions(self, model: Any, prompt: Prompt) -> None:
         del model, prompt
+
+    def layout(self, model: Any, image: PreparedImage) -> Layout:
+        del model
+        size, grid, each = image.size, self.config.grid, self.config.tokens_per_tile
+        class_token = int(self.config.keeps_class_token)
+        if self.config.aspect != "anyres":
+            middle = cropped(size, grid.tile, (grid.tile, grid.tile))
+            box = squared(size) if self.config.aspect == "pad" else middle
+            return one_tile(size, box, (grid.tile, grid.tile), image.tokens, before=class_token)
+        target = anyres.best_resolution(size, grid.resolutions)
+        if self.config.merge == "flat":
+            boxes = [whole(size), *canvas_tiles(size, target, grid.tile)]
+            return tile_by_tile(size, boxes, grid.tile, each, before=class_token)
+        unpads = self.config.merge == "spatial_unpad"
+        kept = kept_of(size, target, grid.tile, grid.side) if unpads else None
+        return any_res(size, target, tile=grid.tile, side=grid.side, kept=kept, newline=unpads)
 
     def _tiles(self, image: Image.Image) -> list[Image.Image]:
         if self.config.aspect == "anyres":

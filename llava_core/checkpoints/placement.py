@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from llava_core.checkpoints import memory
+from llava_core.checkpoints import memory, precision
+from llava_core.checkpoints.precision import PACKAGES, Quantize
 from llava_core.errors import BadRequest, MissingDependency
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ class Wish:
 
     device: str = "auto"
     dtype: str = "auto"
-    bits: Literal[4, 8] | None = None
+    quantize: Quantize | None = None
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,20 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
-    bits: Literal[4, 8] | None = None
+    quantize: Quantize | None = None
     spread: bool = False
     """Over all visible GPUs, because one is too small."""
 
     @property
     def dtype_name(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
-        return f"{self.bits}-bit ({name})" if self.bits else name
+        return f"{self.quantize} ({name})" if self.quantize else name
 
     def load_arguments(self) -> dict[str, Any]:
-        """Keywords for `from_pretrained`. MissingDependency without bitsandbytes where bits are asked for."""
+        """Keywords for `from_pretrained`. MissingDependency without the package that quantises."""
         arguments: dict[str, Any] = {"dtype": self.dtype, "device_map": "auto" if self.spread else {"": self.device}}
-        if self.bits:
-            arguments["quantization_config"] = _bits_and_bytes(self.bits, self.dtype)
+        if self.quantize:
+            arguments["quantization_config"] = _quantization(self.quantize, self.dtype)
         return arguments
 
 
@@ -58,14 +60,31 @@ def place(wish: Wish, model: nn.Module, *, saved_dtype: str | None = None) -> Pl
     """Choose for a model, given without its weights. BadRequest for what is not there or does not go together."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     device = _device(wish.device)
+    if wish.quantize and device.type not in PACKAGES[wish.quantize].devices:
+        raise BadRequest(
+            f"{wish.quantize} does not run on {device.type}; leave the quantisation away or use --device cpu",
+            param="quantize",
+        )
     dtype = _dtype(wish, device, weights, saved_dtype)
-    if wish.bits == 4 and device.type == "cpu":
+    if wish.quantize == "nf4" and device.type == "cpu":
         _check_widths(model)
-    size = weights * (wish.bits / 8 if wish.bits else dtype.itemsize)
+    size = weights * (PACKAGES[wish.quantize].bits / 8 if wish.quantize else dtype.itemsize)
     spread = False
     if device.type == "cuda" and wish.device == "auto" and torch.cuda.device_count() > 1:
         spread = size > _ROOM * torch.cuda.get_device_properties(0).total_memory
-    return Placement(device, dtype, wish.bits, spread)
+    return Placement(device, dtype, wish.quantize, spread)
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself, so that half the bytes take half the time."""
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    known = torch.cpu.get_capabilities()
+    if known.get("architecture") not in ("x86_64", "AMD64"):
+        # On ARM the answer above is about its own instructions.
+        return True
+    # Here it only says that bfloat16 can be emulated.
+    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def _device(asked: str) -> torch.device:
@@ -91,11 +110,13 @@ def _device(asked: str) -> torch.device:
 def _dtype(wish: Wish, device: torch.device, weights: int, saved: str | None) -> torch.dtype:
     if wish.dtype != "auto":
         if wish.dtype not in DTYPES:
-            raise BadRequest(f"there is no dtype {wish.dtype!r}; choose auto, {', '.join(DTYPES)}")
+            raise BadRequest(f"there is no dtype {wish.dtype!r}; choose {', '.join(precision.DTYPES)}", param="dtype")
         return DTYPES[wish.dtype]
     if device.type == "cpu":
+        if fast_bfloat16():
+            return torch.bfloat16
         free = memory.free_bytes()
-        size = weights * 4 if wish.bits is None else weights * wish.bits // 8
+        size = weights * PACKAGES[wish.quantize].bits // 8 if wish.quantize else weights * 4
         if free is not None and size > _ROOM * free:
             log.warning(
                 "%s of weights do not fit into %s of free memory; loading in bfloat16",
@@ -104,9 +125,9 @@ def _dtype(wish: Wish, device: torch.device, weights: int, saved: str | None) ->
             )
             return torch.bfloat16
         return torch.float32
-    # Eight-bit products are computed in float16 whatever is asked for.
+    # Eight-bit products of bitsandbytes are computed in float16 whatever is asked for.
     brief = device.type == "cuda" and not torch.cuda.is_bf16_supported()
-    return torch.float16 if saved == "float16" or brief or wish.bits == 8 else torch.bfloat16
+    return torch.float16 if saved == "float16" or brief or wish.quantize == "int8" else torch.bfloat16
 
 
 def _check_widths(model: nn.Module) -> None:
@@ -121,17 +142,22 @@ def _check_widths(model: nn.Module) -> None:
             )
 
 
-def _bits_and_bytes(bits: Literal[4, 8], dtype: torch.dtype) -> Any:
-    if find_spec("bitsandbytes") is None:
-        raise MissingDependency(
-            f"loading in {bits} bits needs the package bitsandbytes: pip install bitsandbytes==0.50.0"
-        )
+def _quantization(kind: Quantize, dtype: torch.dtype) -> Any:
+    package = PACKAGES[kind]
+    if find_spec(package.name) is None:
+        raise MissingDependency(f"quantising to {kind} needs the package {package.name}: pip install {package.pinned}")
+    kept: Sequence[str] = list(KEPT_WHOLE)
+    if kind == "int8-torchao":
+        from transformers import TorchAoConfig
+
+        # By name: it is installed only where it is used, since its import slows every start.
+        weight_only: Any = import_module("torchao.quantization").Int8WeightOnlyConfig
+        return TorchAoConfig(weight_only(), modules_to_not_convert=list(kept))
     from transformers import BitsAndBytesConfig
 
     # It says at every product that numbers are cast to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    kept: Sequence[str] = list(KEPT_WHOLE)
-    if bits == 8:
+    if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -121,6 +121,21 @@ class Prompter:
         layout = _Layout(token, image_wrap, by_chunk=False, prefix="own")
         return cls(tokenizer, rendered, layout, placeholder_id=placeholder_id)
 
+    @classmethod
+    def for_captions(cls, tokenizer: PreTrainedTokenizerBase, *, placeholder_id: int) -> Prompter:
+        """For aligning a projector: pictures, then their caption and a line break; the user's words are left out."""
+
+        def rendered(messages: Sequence[Message], continue_final: bool) -> str:
+            text = "".join(
+                IMAGE_MARK * len(message.images) if message.role == "user" else f"{message.text}\n"
+                for message in messages
+                if message.role != "system"
+            )
+            return text.removesuffix("\n") if continue_final else text
+
+        layout = _Layout(IMAGE_MARK, ("", ""), by_chunk=True, prefix="own")
+        return cls(tokenizer, rendered, layout, placeholder_id=placeholder_id)
+
     def tokenize(
         self, messages: Sequence[Message], image_lengths: Sequence[int], *, continue_final: bool = False
     ) -> TokenizedPrompt:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from llava_core.types import Chunk, EngineStatus, ModelInfo, Request
+from llava_core.inspection import SeenAttention, SeenPrompt
+from llava_core.types import Chunk, EngineMemory, EngineStatus, ModelInfo, Request
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """An engine that can be looked into; its `info` says so."""
+
+    async def look(self, request: Request) -> SeenPrompt: ...
+
+    async def attend(self, request: Request, first: int, count: int) -> SeenAttention: ...
+
+
+@runtime_checkable
+class TellsMemory(Protocol):
+    """An engine that knows how full its device is."""
+
+    def memory(self) -> EngineMemory: ...
 
 
 class Engine(Protocol):

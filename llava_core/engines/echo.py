@@ -21,11 +21,13 @@ from llava_core.config import EngineLimits, ImageLimits
 from llava_core.errors import BadRequest, ContextOverflow, EngineFailure, LlavaError, Overloaded
 from llava_core.images import ImageLoader
 from llava_core.types import (
+    Begun,
     Chunk,
     EngineStatus,
     FinishReason,
     Message,
     ModelInfo,
+    Phases,
     Request,
     Sampling,
     Usage,
@@ -34,6 +36,7 @@ from llava_core.types import (
 
 NOTE = "echo: no model, it only repeats what it received"
 _REMEMBERED = 512
+_RUNNING = 8
 
 
 class EchoEngine:
@@ -67,7 +70,8 @@ class EchoEngine:
         self._failure = failure
         self._sleep = sleep
         self._clock = clock
-        self._slots = asyncio.Semaphore(self._limits.max_running)
+        self._capacity = self._limits.max_running or _RUNNING
+        self._slots = asyncio.Semaphore(self._capacity)
         self._running = 0
         self._waiting = 0
         self._last_answer_s = 1.0
@@ -80,7 +84,7 @@ class EchoEngine:
         return self._info
 
     def status(self) -> EngineStatus:
-        return EngineStatus(running=self._running, waiting=self._waiting, capacity=self._limits.max_running)
+        return EngineStatus(self._running, self._waiting, self._capacity, self._limits.max_waiting)
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk]:
         """A word a chunk, then the finish. Nothing is held before the first chunk is asked for."""
@@ -92,7 +96,9 @@ class EchoEngine:
                 "response_format and structured_outputs out",
                 param="structured_outputs" if request.sampling.grammar.kind == "regex" else "response_format",
             )
+        arrived = self._clock()
         async with self._slot():
+            admitted = self._clock()
             pictures = await self._loader.load(request.images)
             prompt_tokens = self._prompt_tokens(request.messages)
             room = self._info.context_length - prompt_tokens
@@ -106,18 +112,21 @@ class EchoEngine:
             text, finish = _cut(_reply(request, pictures), most, request.sampling)
             words = split_words(text)
             cached = self._cached_tokens(request, prompt_tokens)
+            said = _said(request.begun, words)
             await self._sleep(self._first_token_s)
-            for number, word in enumerate(words):
+            first = self._clock()
+            for number, word in enumerate(words[said:], said):
                 if number == self._fail_after:
                     raise self._failure(
                         f"{self._info.name} failed after {number} words, as it was told to", request_id=request.id
                     )
-                if number:
+                if number > said:
                     await self._sleep(self._delay_s)
-                yield Chunk(text=word)
+                yield Chunk(text=word, token_ids=(number,))
             self._remember(request, text)
             usage = Usage(prompt_tokens, len(words), len(pictures) * self._tokens_per_image, cached)
-            yield Chunk(finish_reason=finish, usage=usage)
+            phases = Phases(arrived, admitted, first, self._clock())
+            yield Chunk(finish_reason=finish, usage=usage, phases=phases)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -147,7 +156,7 @@ class EchoEngine:
             self._last_answer_s = self._clock() - started
 
     def _overloaded(self, what: str) -> Overloaded:
-        rounds = (self._waiting + 1) / self._limits.max_running
+        rounds = (self._waiting + 1) / self._capacity
         wait = max(1.0, round(rounds * self._last_answer_s, 1))
         return Overloaded(f"{what}; try again in {wait:g} s", retry_after=wait)
 
@@ -207,6 +216,16 @@ def _reply(request: Request, pictures: Sequence[Image.Image]) -> str:
     begun = request.messages[-1].text
     whole = describe(request.messages[:-1], pictures)
     return whole[len(begun) :] if whole.startswith(begun) else f" (continued) {whole}"
+
+
+def _said(begun: Begun | None, words: Sequence[str]) -> int:
+    """How many of the reply's words are said already. Its ids count them."""
+    if begun is None:
+        return 0
+    said = len(begun.token_ids)
+    if begun.token_ids != tuple(range(said)) or begun.text != "".join(words[:said]):
+        raise BadRequest("continue_token_ids is not how this reply begins", param="continue_token_ids")
+    return said
 
 
 def _cut(text: str, most: int, sampling: Sampling) -> tuple[str, FinishReason]:

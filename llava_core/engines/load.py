@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llava_core.checkpoints.precision import Quantize
 from llava_core.config import BatchLimits, EngineLimits, ImageLimits
 from llava_core.engines.base import Engine
 from llava_core.errors import BadRequest
@@ -20,8 +21,7 @@ class EngineOptions:
     model_name: str | None = None
     device: str = "auto"
     dtype: str = "auto"
-    load_4bit: bool = False
-    load_8bit: bool = False
+    quantize: Quantize | None = None
     conv_template: str | None = None
     limits: EngineLimits = field(default_factory=EngineLimits)
     images: ImageLimits = field(default_factory=ImageLimits)

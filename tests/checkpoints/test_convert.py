@@ -76,12 +76,12 @@ def test_plain_transformers_answers_as_the_original(converted: tuple[str, Conver
 
 def test_it_loads_here_as_well_with_the_same_ends(converted: tuple[str, Converted]) -> None:
     name, done = converted
-    loaded = load_checkpoint(done.folder, device="cpu")
+    loaded = load_checkpoint(done.folder, device="cpu", dtype="float32")
     record = records(name)[1]
     prompt = loaded.prompt(messages_of(record), pictures_of(record))
     assert len(prompt.ids) == record["prefill_length"]
     assert greedy(loaded, prompt, 24)[1] == record["greedy_tokens"]
-    original = load_checkpoint(ORIGINALS / name, base=base_of(name), device="cpu")
+    original = load_checkpoint(ORIGINALS / name, base=base_of(name), device="cpu", dtype="float32")
     assert loaded.facts.stop_strings == original.facts.stop_strings
     assert loaded.facts.eos_ids == original.facts.eos_ids
 

@@ -71,7 +71,7 @@ def given_back(loaded: Checkpoint, family: str, features: list[torch.Tensor]) ->
 def test_features_and_positions_are_those_of_plain_transformers(
     tiny: dict[str, Path], family: str, chat: list[Message]
 ) -> None:
-    loaded = load_checkpoint(tiny[family], device="cpu")
+    loaded = load_checkpoint(tiny[family], device="cpu", dtype="float32")
     plain: Any = AutoModelForImageTextToText.from_pretrained(tiny[family]).eval()
     pictures = [picture("big"), picture("tall")][: sum(len(message.images) for message in chat)]
     prompt = loaded.prompt(chat, pictures)
@@ -93,7 +93,7 @@ def test_features_and_positions_are_those_of_plain_transformers(
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_prompts_and_pixels_are_those_of_the_processor(tiny: dict[str, Path], family: str) -> None:
-    loaded = load_checkpoint(tiny[family], device="cpu")
+    loaded = load_checkpoint(tiny[family], device="cpu", dtype="float32")
     processor = AutoProcessor.from_pretrained(tiny[family])
     for chat in CHATS:
         pictures = [picture("wide"), picture("odd")][: sum(len(message.images) for message in chat)]
@@ -124,12 +124,12 @@ def test_a_processor_that_lacks_its_settings_is_no_obstacle(copy: Callable[[str]
         vision_feature_select_strategy=None,
         num_additional_image_tokens=None,
     )
-    prompt = load_checkpoint(folder, device="cpu").prompt([user(IMAGE, "Hi")], [picture("odd")])
+    prompt = load_checkpoint(folder, device="cpu", dtype="float32").prompt([user(IMAGE, "Hi")], [picture("odd")])
     assert prompt.images[0].image.tokens == 16
 
 
 def test_onevision_sees_each_of_several_pictures_as_one_tile(tiny: dict[str, Path]) -> None:
-    loaded = load_checkpoint(tiny["llava_onevision"], device="cpu")
+    loaded = load_checkpoint(tiny["llava_onevision"], device="cpu", dtype="float32")
     alone = loaded.prompt([user(IMAGE, "Hi")], [picture("big")]).images[0].image
     together = loaded.prompt([user(IMAGE, IMAGE, "Hi")], [picture("big"), picture("big")]).images[0].image
     assert (alone.tokens, together.tokens) == (70, 17)
@@ -138,7 +138,7 @@ def test_onevision_sees_each_of_several_pictures_as_one_tile(tiny: dict[str, Pat
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_language_model_answers_without_pictures(tiny: dict[str, Path], family: str) -> None:
-    loaded = load_checkpoint(tiny[family], device="cpu")
+    loaded = load_checkpoint(tiny[family], device="cpu", dtype="float32")
     plain: Any = AutoModelForCausalLM.from_pretrained(tiny[family])
     prompt = loaded.prompt([user("Hello there")], [])
     text = loaded.tokenizer.apply_chat_template(
@@ -158,7 +158,7 @@ def test_a_language_model_answers_without_pictures(tiny: dict[str, Path], family
 def test_a_picture_no_processor_takes_is_a_bad_image(tiny: dict[str, Path]) -> None:
     from PIL import Image
 
-    loaded = load_checkpoint(tiny["qwen2_5_vl"], device="cpu")
+    loaded = load_checkpoint(tiny["qwen2_5_vl"], device="cpu", dtype="float32")
     with pytest.raises(BadImage, match=r"picture 1 \(3000x5\) cannot be prepared"):
         loaded.prompt([user(IMAGE, "What?")], [Image.new("RGB", (3000, 5))])
 
@@ -170,7 +170,7 @@ def test_the_template_tells_what_ends_a_turn(copy: Callable[[str], Path]) -> Non
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["eos_token_id"] = None
     (folder / "config.json").write_text(json.dumps(config))
-    loaded = load_checkpoint(folder, device="cpu")
+    loaded = load_checkpoint(folder, device="cpu", dtype="float32")
     assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") in loaded.facts.eos_ids
 
 
@@ -181,7 +181,7 @@ def test_a_chat_template_is_found_in_older_places_too(copy: Callable[[str], Path
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text("{}")
     edit(folder / place, chat_template=source)
-    loaded = load_checkpoint(folder, device="cpu")
+    loaded = load_checkpoint(folder, device="cpu", dtype="float32")
     assert loaded.info.template == "chat template"
     assert place in loaded.info.template_reason
     assert loaded.prompt([user("Hi")], []).text == "USER: Hi ASSISTANT:"
@@ -190,17 +190,17 @@ def test_a_chat_template_is_found_in_older_places_too(copy: Callable[[str], Path
 def test_without_a_chat_template_one_is_chosen_and_the_reason_given(copy: Callable[[str], Path]) -> None:
     folder = copy("llava_next")
     (folder / "chat_template.jinja").unlink()
-    loaded = load_checkpoint(folder, device="cpu")
+    loaded = load_checkpoint(folder, device="cpu", dtype="float32")
     assert loaded.info.template == "llava_v1"
     assert "nothing in the checkpoint says" in loaded.info.template_reason
-    asked = load_checkpoint(folder, device="cpu", conv_template="mistral_instruct")
+    asked = load_checkpoint(folder, device="cpu", dtype="float32", conv_template="mistral_instruct")
     assert asked.prompt([user("Hi")], []).text == "[INST] Hi [/INST]"
     with pytest.raises(BadRequest, match="no conversation template is called 'nope'"):
-        load_checkpoint(folder, device="cpu", conv_template="nope")
+        load_checkpoint(folder, device="cpu", dtype="float32", conv_template="nope")
 
 
 def test_a_note_in_the_config_reaches_people(tiny: dict[str, Path]) -> None:
-    info = load_checkpoint(tiny["llava"], device="cpu").info
+    info = load_checkpoint(tiny["llava"], device="cpu", dtype="float32").info
     assert "random" in info.note
     assert (info.name, info.context_length, info.device, info.dtype) == ("llava", 4096, "cpu", "float32")
 
@@ -227,7 +227,7 @@ def test_a_weight_missing_left_over_or_misshapen_is_named(copy: Callable[[str], 
         (folder / "model.safetensors").write_bytes(whole)
         rewrite(folder, change)
         with pytest.raises(BadCheckpoint, match=sentence):
-            load_checkpoint(folder, device="cpu")
+            load_checkpoint(folder, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_what_is_not_served_is_said(
     folder = copy(family)
     edit(folder / "config.json", **changes)
     with pytest.raises(BadCheckpoint, match=f"(?s){sentence}"):
-        load_checkpoint(folder, device="cpu")
+        load_checkpoint(folder, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -259,4 +259,4 @@ def test_a_lost_file_is_named(copy: Callable[[str], Path], lost: str, sentence: 
     folder = copy("llava")
     (folder / lost).unlink()
     with pytest.raises(BadCheckpoint, match=sentence):
-        load_checkpoint(folder, device="cpu")
+        load_checkpoint(folder, device="cpu", dtype="float32")

@@ -29,7 +29,7 @@ CASES = [
 
 @functools.lru_cache(maxsize=len(NAMES))
 def loaded(name: str) -> Checkpoint:
-    return load_checkpoint(ORIGINALS / name, base=base_of(name), device="cpu")
+    return load_checkpoint(ORIGINALS / name, base=base_of(name), device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize(("name", "record"), CASES)
@@ -94,7 +94,9 @@ def test_an_answer_ends_where_the_template_says() -> None:
 
 
 def test_the_template_that_is_asked_for_is_taken() -> None:
-    checkpoint = load_checkpoint(ORIGINALS / "llava-v1.5-7b", conv_template="llava_llama_2", name="mine", device="cpu")
+    checkpoint = load_checkpoint(
+        ORIGINALS / "llava-v1.5-7b", conv_template="llava_llama_2", name="mine", device="cpu", dtype="float32"
+    )
     assert checkpoint.info.template == "llava_llama_2"
     assert "--conv-template" in checkpoint.info.template_reason
     assert checkpoint.info.name == "mine"

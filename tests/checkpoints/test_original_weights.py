@@ -51,7 +51,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 def same_answer(folder: Path, name: str, **arguments: Any) -> None:
     record = records(name)[0]
-    loaded = load_checkpoint(folder, device="cpu", conv_template=record["template"], **arguments)
+    loaded = load_checkpoint(folder, device="cpu", dtype="float32", conv_template=record["template"], **arguments)
     prompt = loaded.prompt(messages_of(record), pictures_of(record))
     assert greedy(loaded, prompt, 24)[1] == record["greedy_tokens"]
 
@@ -170,7 +170,7 @@ def test_a_weight_missing_left_over_or_misshapen_is_named(
     folder = copy(name)
     rewrite(folder / file, spoil)
     with pytest.raises(BadCheckpoint, match=sentence):
-        load_checkpoint(folder, device="cpu")
+        load_checkpoint(folder, device="cpu", dtype="float32")
 
 
 def test_a_pickle_that_would_run_code_is_refused(copy: Callable[[str], Path], tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_tiles_packed_flat_are_counted_and_encoded_so(copy: Callable[[str], Path
     folder = copy("llava-v1.6-vicuna-7b")
     edit(folder / "config.json", mm_patch_merge_type="flat")
     rewrite(folder / "model.safetensors", drop("model.image_newline"))
-    loaded = load_checkpoint(folder, device="cpu")
+    loaded = load_checkpoint(folder, device="cpu", dtype="float32")
     prompt = loaded.prompt([user(IMAGE, "What?")], [picture("big")])
     assert prompt.images[0].image.tokens == 5 * 25
     assert loaded.encode([prompt.images[0].image])[0].shape == (125, 48)

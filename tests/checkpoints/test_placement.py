@@ -17,6 +17,7 @@ from llava_core.checkpoints.describe import split_parts
 from llava_core.checkpoints.load import load_checkpoint
 from llava_core.checkpoints.memory import GIB, kv_shape, weight_bytes
 from llava_core.checkpoints.placement import Wish, place
+from llava_core.checkpoints.precision import Quantize, one_quantize
 from llava_core.checkpoints.tokens import context_length
 from llava_core.errors import BadRequest, MissingDependency
 from llava_core.types import user
@@ -29,14 +30,39 @@ def llava_1_5_7b() -> Any:
         return LlavaForConditionalGeneration(LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}))
 
 
-def test_a_cpu_with_room_computes_in_float32_and_one_without_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bfloat16_computes_in_float32_where_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "fast_bfloat16", lambda: False)
     monkeypatch.setattr(memory, "free_bytes", lambda: 64 * GIB)
     assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.float32
     monkeypatch.setattr(memory, "free_bytes", lambda: 16 * GIB)
     assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.bfloat16
+    assert place(Wish("cpu", quantize="nf4"), llava_1_5_7b()).dtype == torch.float32
     assert place(Wish("cpu", dtype="float16"), llava_1_5_7b()).dtype == torch.float16
     monkeypatch.setattr(memory, "free_bytes", lambda: None)
     assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.float32
+
+
+def test_a_cpu_with_bfloat16_takes_it_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 64 * GIB)
+    assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.bfloat16
+    assert place(Wish("cpu", dtype="float32"), llava_1_5_7b()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("known", "fast"),
+    [
+        ({"architecture": "x86_64", "amx_bf16": True, "avx512_bf16": True}, True),
+        ({"architecture": "x86_64", "amx_bf16": False, "avx512_bf16": True}, True),
+        ({"architecture": "x86_64", "avx512_bw": True, "avx512_bf16": False}, False),
+        ({"architecture": "aarch64"}, True),
+    ],
+)
+def test_emulated_bfloat16_does_not_count(monkeypatch: pytest.MonkeyPatch, known: dict[str, Any], fast: bool) -> None:
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this torch has no bfloat16 on this processor")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert placement.fast_bfloat16() is fast
 
 
 @pytest.mark.parametrize(
@@ -50,6 +76,20 @@ def test_a_cpu_with_room_computes_in_float32_and_one_without_in_bfloat16(monkeyp
 def test_a_device_or_dtype_that_is_not_there_is_named(wish: Wish, sentence: str) -> None:
     with pytest.raises(BadRequest, match=sentence):
         place(wish, nn.Linear(2, 2))
+
+
+def test_a_model_too_large_for_one_gpu_goes_over_all_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(total_memory=16 * GIB)
+    for name, answer in (("is_available", True), ("device_count", 2), ("is_bf16_supported", True)):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    chosen = place(Wish(), llava_1_5_7b())
+    assert (chosen.spread, chosen.load_arguments()["device_map"]) == (True, "auto")
+    named = place(Wish("cuda:1"), llava_1_5_7b())
+    assert (named.spread, named.load_arguments()["device_map"]) == (False, {"": torch.device("cuda", 1)})
+    assert not place(Wish(quantize="nf4"), llava_1_5_7b()).spread
+    gpu.total_memory = 24 * GIB
+    assert not place(Wish(), llava_1_5_7b()).spread
 
 
 def test_the_containers_limit_counts_as_memory(tmp_path: Path) -> None:
@@ -118,18 +158,29 @@ def linears(model: Any) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            found.setdefault(type(module).__name__, set()).add(".".join(name.split(".")[:2]))
+            weight = type(module.weight).__name__
+            kind = f"Linear of {weight}" if weight == "Int8Tensor" else type(module).__name__
+            found.setdefault(kind, set()).add(".".join(name.split(".")[:2]))
     return found
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
+@pytest.mark.parametrize(
+    ("quantize", "kind", "package"),
+    [
+        ("nf4", "Linear4bit", "bitsandbytes"),
+        ("int8", "Linear8bitLt", "bitsandbytes"),
+        ("int8-torchao", "Linear of Int8Tensor", "torchao"),
+    ],
+)
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_only_the_language_model_is_shrunk(tiny: dict[str, Path], family: str, bits: int, kind: str) -> None:
-    pytest.importorskip("bitsandbytes")
-    loaded = load_checkpoint(tiny[family], device="cpu", load_4bit=bits == 4, load_8bit=bits == 8)
+def test_only_the_language_model_is_shrunk(
+    tiny: dict[str, Path], family: str, quantize: Quantize, kind: str, package: str
+) -> None:
+    pytest.importorskip(package)
+    loaded = load_checkpoint(tiny[family], device="cpu", dtype="float32", quantize=quantize)
     assert linears(loaded.model)[kind] == {"model.language_model"}
     assert "model.language_model" not in linears(loaded.model)["Linear"]
-    assert loaded.info.dtype == f"{bits}-bit (float32)"
+    assert loaded.info.dtype == f"{quantize} (float32)"
     prompt = loaded.prompt([user(IMAGE, "What?")], [picture("odd")])
     assert loaded.encode([prompt.images[0].image])[0].shape[0] == prompt.images[0].image.tokens
     if family == "llava":
@@ -139,9 +190,9 @@ def test_only_the_language_model_is_shrunk(tiny: dict[str, Path], family: str, b
 def test_an_adapter_is_merged_before_its_base_is_shrunk() -> None:
     pytest.importorskip("bitsandbytes")
     name = "llava-v1.5-7b-lora"
-    loaded = load_checkpoint(ORIGINALS / name, device="cpu", load_8bit=True)
+    loaded = load_checkpoint(ORIGINALS / name, device="cpu", quantize="int8")
     assert linears(loaded.model)["Linear8bitLt"] == {"model.language_model"}
-    whole: Any = load_checkpoint(ORIGINALS / name, device="cpu").model
+    whole: Any = load_checkpoint(ORIGINALS / name, device="cpu", dtype="float32").model
     shrunk: Any = loaded.model
     layer = shrunk.model.language_model.layers[0].self_attn.q_proj
     restored = layer.weight.data.float() * layer.weight.SCB[:, None] / 127
@@ -151,18 +202,34 @@ def test_an_adapter_is_merged_before_its_base_is_shrunk() -> None:
 def test_widths_a_cpu_cannot_pack_in_four_bits_are_refused_at_once() -> None:
     pytest.importorskip("bitsandbytes")
     with pytest.raises(BadRequest, match=r"cannot be loaded in 4 bits on a CPU: .*q_proj is 48 by 48"):
-        load_checkpoint(ORIGINALS / "llava-v1.5-7b", device="cpu", load_4bit=True)
+        load_checkpoint(ORIGINALS / "llava-v1.5-7b", device="cpu", quantize="nf4")
 
 
-def test_four_and_eight_bits_at_once_are_refused() -> None:
-    with pytest.raises(BadRequest, match="not both"):
-        load_checkpoint(ORIGINALS / "llava-v1.5-7b", load_4bit=True, load_8bit=True)
+def test_one_quantisation_may_be_asked_for_in_two_ways_but_not_two_at_once() -> None:
+    assert one_quantize(None) is None
+    assert one_quantize("nf4", load_4bit=True) == "nf4"
+    assert one_quantize(None, load_8bit=True) == "int8"
+    with pytest.raises(BadRequest, match="--load-4bit and --load-8bit exclude each other"):
+        one_quantize(None, load_4bit=True, load_8bit=True)
+    with pytest.raises(BadRequest, match="--quantize int8-torchao and --load-8bit exclude"):
+        one_quantize("int8-torchao", load_8bit=True)
+    with pytest.raises(BadRequest, match="no quantisation 'int3'; choose int8, nf4, int8-torchao"):
+        one_quantize("int3")
 
 
-def test_without_bitsandbytes_the_command_is_named(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("quantize", "package"), [("int8", "bitsandbytes"), ("int8-torchao", "torchao")])
+def test_without_the_package_the_command_is_named(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Path], quantize: Quantize, package: str
+) -> None:
     monkeypatch.setattr(placement, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependency, match=r"pip install bitsandbytes=="):
-        load_checkpoint(tiny["llava"], device="cpu", load_8bit=True)
+    with pytest.raises(MissingDependency, match=rf"pip install {package}=="):
+        load_checkpoint(tiny["llava"], device="cpu", quantize=quantize)
+
+
+def test_a_device_that_cannot_quantise_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(BadRequest, match="int8 does not run on mps; leave the quantisation away or use --device cpu"):
+        place(Wish("mps", quantize="int8"), nn.Linear(2, 2))
 
 
 def test_a_context_stretched_in_a_real_config_is_read() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from llava_core.engines.transformers.arena import Room
 from llava_core.engines.transformers.attention import AttentionBackend, KVShape, Region, Span
-from llava_core.engines.transformers.attention_cpu import CpuAttention
+from llava_core.engines.transformers.attention_cpu import CpuAttention, fastest_dtype
 from llava_core.engines.transformers.attention_padded import PaddedAttention
 
 LAYERS, DIM, LENGTHS = 2, 8, (5, 31, 12)
@@ -142,3 +142,31 @@ def _resident() -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_keys_kept_in_half_precision_give_the_same_within_its_rounding(heads: tuple[int, int]) -> None:
+    shape = KVShape(LAYERS, heads[0], heads[1], DIM)
+    backend = CpuAttention(shape, kv_bytes=1 << 20, context_length=64, dtype=torch.bfloat16)
+    assert backend.bytes_per_token == 2 * LAYERS * heads[1] * DIM * 2
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(count, 20, DIM).bfloat16() for count in (heads[0], heads[1], heads[1]))
+    region = backend.allocate(20)
+    assert region is not None
+    given: list[torch.Tensor] = []
+    for start, end in ((0, 11), (11, 19), (19, 20)):
+        step = backend.begin([Span(region, 0, end - start, start)])
+        part = slice(start, end)
+        given.append(step.attend(1, q[None, :, part], k[None, :, part], v[None, :, part], DIM**-0.5, None)[0])
+    assert given[0].dtype == torch.bfloat16
+    torch.testing.assert_close(
+        torch.cat(given).float(), dense(q.float(), k.float(), v.float(), None), atol=2e-2, rtol=0
+    )
+
+
+def test_half_precision_is_kept_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert fastest_dtype(torch.bfloat16) == torch.bfloat16
+    assert fastest_dtype(torch.float32) == fastest_dtype(torch.float16) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert fastest_dtype(torch.bfloat16) == torch.float32

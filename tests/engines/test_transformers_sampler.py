@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava_core.engines.transformers.sampler import Draw, Sampler
 from llava_core.types import Sampling
@@ -98,3 +100,61 @@ def test_the_reported_log_probabilities_are_the_models_own() -> None:
     assert result.token == 2
     assert result.logprob == pytest.approx(torch.tensor(0.3).log().item(), abs=1e-4)
     assert [token for token, _ in result.top] == [1, 2]
+
+
+def test_each_of_a_mixed_batch_gets_what_it_asked_for() -> None:
+    wanted: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "seed": 3, "logprobs": 3},
+        {"temperature": 0.0, "logprobs": 0, "logit_bias": {9: 100.0}},
+        {"temperature": 0.7, "seed": 4, "top_p": 0.95},
+        {"temperature": 0.0, "logprobs": 1, "repetition_penalty": 1.3},
+        {"temperature": 1.2, "seed": 5, "top_k": 7, "min_p": 0.01},
+    ]
+    torch.manual_seed(1)
+    rows = 3 * torch.randn(len(wanted), VOCABULARY)
+
+    def draws() -> list[Draw]:
+        return [Draw(Sampling(**each), frozenset({3}), frozenset({1, 2})) for each in wanted]
+
+    together = SAMPLER.draw(rows.clone(), draws())
+    alone = [SAMPLER.draw(rows[n : n + 1].clone(), [draw])[0] for n, draw in enumerate(draws())]
+    assert together == alone
+    assert [len(drawn.top) for drawn in together] == [0, 3, 0, 0, 1, 0]
+    assert together[2].token == 9
+    assert together[2].logprob == pytest.approx(torch.log_softmax(rows[2].index_fill(0, torch.tensor([0]), -1e9), 0)[9])
+
+
+def test_guesses_count_as_far_as_they_are_right() -> None:
+    rows = torch.cat([logits_of(0.1, 0.9), logits_of(0.9, 0.1), logits_of(0.2, 0.8), logits_of(0.3, 0.7)])
+    guessing, plain = (Draw(Sampling(temperature=0), frozenset()) for _ in range(2))
+    for guesses, found in (((2, 1), [2, 1, 2]), ((2, 2), [2, 1]), ((1, 1), [2])):
+        drawn = SAMPLER.draw_on(rows.clone(), [guessing, plain], [guesses, ()])
+        assert [[each.token for each in tokens] for tokens in drawn] == [found, [2]]
+
+
+class Asked(TorchDispatchMode):
+    """Counts how often the host waits for a number."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_device_is_waited_for_once_however_many_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists: list[int] = []
+    to_list = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or to_list(tensor))
+    many = [
+        Draw(
+            Sampling(temperature=n / 4, seed=n, top_p=0.9, logprobs=n, min_tokens=5, presence_penalty=0.5),
+            frozenset({3}),
+        )
+        for n in range(8)
+    ]
+    with Asked() as asked:
+        for _ in range(2):
+            SAMPLER.draw(12 * torch.randn(8, VOCABULARY), many)
+    assert (len(lists), asked.count) == (2, 0)

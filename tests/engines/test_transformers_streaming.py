@@ -52,7 +52,7 @@ async def idle(engine: TransformersEngine) -> None:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110  what is waited for happens in the model thread
             await asyncio.sleep(0.005)
 

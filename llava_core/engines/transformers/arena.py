@@ -69,14 +69,17 @@ class Room:
 
 
 class Arena:
-    """Keys and values of all layers in the model's dtype; `store` is (layers, 2, tokens, kv heads, dim)."""
+    """Keys and values of all layers in the model's dtype; `store` is (layers, 2, tokens, kv heads, dim). One token more
+    than can be allocated, `scratch`, takes what rows write that only fill up a batch."""
 
     def __init__(self, shape: KVShape, *, kv_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
         self.bytes_per_token = 2 * shape.layers * shape.kv_heads * shape.dim * dtype.itemsize
         self.total_tokens = kv_bytes // self.bytes_per_token
         self.store = torch.zeros(
-            (shape.layers, 2, self.total_tokens, shape.kv_heads, shape.dim), dtype=dtype, device=device
+            (shape.layers, 2, self.total_tokens + 1, shape.kv_heads, shape.dim), dtype=dtype, device=device
         )
+        self.scratch = self.total_tokens
+        self.gqa = shape.heads != shape.kv_heads
         self._room = Room(self.total_tokens)
 
     def allocate(self, tokens: int) -> ArenaRegion | None:
@@ -95,6 +98,10 @@ class Arena:
     def copy(self, source: Region, target: Region, tokens: int) -> None:
         origin, end = cast(ArenaRegion, source).start, cast(ArenaRegion, target).start
         self.store[:, :, end : end + tokens] = self.store[:, :, origin : origin + tokens]
+
+    def keys(self, region: Region, layer: int, tokens: int) -> torch.Tensor:
+        start = cast(ArenaRegion, region).start
+        return self.store[layer, 0, start : start + tokens].transpose(0, 1)
 
     def release(self, region: Region) -> None:
         own = cast(ArenaRegion, region)

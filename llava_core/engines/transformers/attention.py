@@ -76,6 +76,10 @@ class AttentionBackend(Protocol):
 
     def release(self, region: Region) -> None: ...
 
+    def keys(self, region: Region, layer: int, tokens: int) -> torch.Tensor:
+        """Of the first `tokens`: (kv heads, tokens, dim). It holds until the next pass."""
+        ...
+
     def begin(self, spans: Sequence[Span]) -> AttentionStep: ...
 
 

@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from llava_core.engines.transformers.arena import Arena, ArenaRegion
-from llava_core.engines.transformers.attention import KVShape, Span
+from llava_core.engines.transformers.attention import Span
+from llava_core.engines.transformers.transfer import to_device
+
+_LEAST_REACH = 256
 
 
 @dataclass(frozen=True)
@@ -32,26 +35,44 @@ class _Group:
 class PaddedAttention(Arena):
     """The backend for devices without a better one."""
 
-    def __init__(self, shape: KVShape, *, kv_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(shape, kv_bytes=kv_bytes, dtype=dtype, device=device)
-        self._gqa = shape.heads != shape.kv_heads
-
     def begin(self, spans: Sequence[Span]) -> PaddedStep:
-        return PaddedStep(self.store, spans, gqa=self._gqa)
-
-
-class PaddedStep:
-    """One pass; indices and masks are made once and serve all layers."""
-
-    def __init__(self, store: torch.Tensor, spans: Sequence[Span], *, gqa: bool) -> None:
-        self._store = store
-        self._gqa = gqa
-        device = store.device
-        self._written = torch.cat([_slots(span, span.past, span.past + span.count) for span in spans]).to(device)
         decoding = [span for span in spans if span.count == 1]
         groups = [decoding] if decoding else []
         groups += [[span] for span in spans if span.count > 1]
-        self._groups = [_group(group, device) for group in groups]
+        written = [at for span in spans for at in range(_first(span) + span.past, _first(span) + _length(span))]
+        parts = [part for group in groups for part in _numbers(group)]
+        there, *numbers = to_device(written, *parts, device=self.store.device)
+        shapes = [(group[0].count, max(_length(span) for span in group)) for group in groups]
+        made = [self._group(numbers[3 * at : 3 * at + 3], *shape) for at, shape in enumerate(shapes)]
+        return PaddedStep(self.store, there, made, gqa=self.gqa)
+
+    def reach(self, longest: int) -> int:
+        """Keys that a recorded pass reads of each request: few different numbers, so that few passes are recorded."""
+        return min(max(_LEAST_REACH, 1 << (longest - 1).bit_length()), self.total_tokens + 1)
+
+    def begin_single(
+        self, written: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, reach: int
+    ) -> PaddedStep:
+        """A pass of one new token per request, told in tensors alone, so that it can be recorded."""
+        rows = torch.arange(len(starts), device=starts.device)
+        return PaddedStep(self.store, written, [self._group((rows, starts, lengths), 1, reach)], gqa=self.gqa)
+
+    def _group(self, numbers: Sequence[torch.Tensor], count: int, longest: int) -> _Group:
+        rows, starts, lengths = numbers
+        device = rows.device
+        # What lies beyond a request's own keys is masked, but must be in the arena.
+        slots = (starts[:, None] + torch.arange(longest, device=device)).clamp(max=self.scratch)
+        return _Group(rows[:, None] + torch.arange(count, device=device), slots, lengths[:, None])
+
+
+class PaddedStep:
+    """One pass; masks are made once and serve all layers. What is `written` is where new keys and values go."""
+
+    def __init__(self, store: torch.Tensor, written: torch.Tensor, groups: Sequence[_Group], *, gqa: bool) -> None:
+        self._store = store
+        self._written = written
+        self._groups = groups
+        self._gqa = gqa
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
 
     def attend(
@@ -96,17 +117,14 @@ class PaddedStep:
         return known
 
 
-def _slots(span: Span, first: int, end: int) -> torch.Tensor:
-    start = cast(ArenaRegion, span.region).start
-    return torch.arange(start + first, start + end)
+def _first(span: Span) -> int:
+    return cast(ArenaRegion, span.region).start
 
 
-def _group(spans: Sequence[Span], device: torch.device) -> _Group:
-    rows = torch.stack([torch.arange(span.start, span.start + span.count) for span in spans])
-    longest = max(span.past + span.count for span in spans)
-    slots = torch.zeros(len(spans), longest, dtype=torch.long)
-    for index, span in enumerate(spans):
-        length = span.past + span.count
-        slots[index, :length] = _slots(span, 0, length)
-    lengths = torch.tensor([[span.past + span.count] for span in spans])
-    return _Group(rows.to(device), slots.to(device), lengths.to(device))
+def _length(span: Span) -> int:
+    return span.past + span.count
+
+
+def _numbers(spans: Sequence[Span]) -> tuple[list[int], list[int], list[int]]:
+    """Where requests begin in the row and in the arena, and their lengths with what is new."""
+    return [span.start for span in spans], [_first(span) for span in spans], [_length(span) for span in spans]

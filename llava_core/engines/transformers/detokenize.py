@@ -9,9 +9,36 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 _UNFINISHED = "\ufffd"
+_BLANK = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MOST_HELD_IDS = 8
 """A character takes four bytes at most; ids that are still none by then are no character."""
+
+
+def text_of_token(tokenizer: Tokenizer, token: int) -> str:
+    """One token's own text, with the blank that some tokenizers leave out at the start of a text."""
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    starts_word = (tokenizer.id_to_token(token) or "").startswith(_BLANK)
+    return f" {text}" if starts_word and not text.startswith(" ") else text
+
+
+def texts_of_tokens(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """The text that each of these ids adds, and how many it took: those of half a character count with the rest."""
+    found: list[tuple[str, int]] = []
+    before: list[int] = []
+    held: list[int] = []
+    for number, token in enumerate(ids, 1):
+        held.append(token)
+        whole = tokenizer.decode([*before, *held], skip_special_tokens=False)
+        if whole.endswith(_UNFINISHED) and len(held) < _MOST_HELD_IDS and number < len(ids):
+            continue
+        known = tokenizer.decode(before, skip_special_tokens=False)
+        text = whole[len(known) :] if before else whole
+        if not before and len(held) == 1:
+            text = text_of_token(tokenizer, token)
+        found.append((text, len(held)))
+        before, held = held, []
+    return found
 
 
 class Detokenizer:

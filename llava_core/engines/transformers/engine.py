@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,27 +17,34 @@ from tokenizers import Tokenizer
 from llava_core.checkpoints.base import LoadedCheckpoint, Prompt
 from llava_core.config import BatchLimits, EngineLimits, ImageLimits
 from llava_core.engines.load import EngineOptions
-from llava_core.engines.transformers.attention import use_ragged_attention
-from llava_core.engines.transformers.backends import choose_backend
+from llava_core.engines.transformers.attention import AttentionBackend, use_ragged_attention
+from llava_core.engines.transformers.backends import choose_backend, in_a_sentence, running_at_once
+from llava_core.engines.transformers.catch_up import catch_up
 from llava_core.engines.transformers.constrain import Constraint, Grammars
-from llava_core.engines.transformers.detokenize import Detokenizer
+from llava_core.engines.transformers.detokenize import Detokenizer, text_of_token
 from llava_core.engines.transformers.encode import Encoder
 from llava_core.engines.transformers.features import FeatureCache
+from llava_core.engines.transformers.graphs import CudaRecorder, GraphedStep, SingleTokens
+from llava_core.engines.transformers.inspector import Inspector, seen_prompt
 from llava_core.engines.transformers.kv import KVStore
 from llava_core.engines.transformers.loop import Event, ModelLoop, Parts
 from llava_core.engines.transformers.memory import is_short
+from llava_core.engines.transformers.native.take_over import take_over
 from llava_core.engines.transformers.packing import pack_linears
 from llava_core.engines.transformers.pictures import Pictures
+from llava_core.engines.transformers.pieces import pause_between_operations
 from llava_core.engines.transformers.probe import check_attention, own_logits, warm_up
 from llava_core.engines.transformers.rejoin import rejoin
 from llava_core.engines.transformers.sampler import Draw, Sampler
 from llava_core.engines.transformers.sequence import Sequence
 from llava_core.engines.transformers.speculate import Lookup, may_speculate
-from llava_core.engines.transformers.step import Step
-from llava_core.engines.transformers.threads import set_threads
+from llava_core.engines.transformers.step import Runs, Step
+from llava_core.engines.transformers.threads import compute_alone, in_passing_thread, set_threads
+from llava_core.engines.transformers.watch import Watch
 from llava_core.errors import BadRequest, ContextOverflow, EngineFailure, LlavaError, Overloaded
 from llava_core.images import ImageLoader
-from llava_core.types import Chunk, EngineStatus, ModelInfo, Request
+from llava_core.inspection import SeenAttention, SeenPrompt
+from llava_core.types import Chunk, EngineMemory, EngineStatus, ModelInfo, Request
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +59,21 @@ def load_transformers_engine(options: EngineOptions) -> TransformersEngine:
 
     if options.model_path is None:
         raise BadRequest("the transformers engine needs a checkpoint; name one with --model-path", param="model_path")
-    loaded = load_checkpoint(
-        options.model_path,
-        base=options.model_base,
-        name=options.model_name,
-        device=options.device,
-        dtype=options.dtype,
-        load_4bit=options.load_4bit,
-        load_8bit=options.load_8bit,
-        conv_template=options.conv_template,
-    )
-    return TransformersEngine(loaded, limits=options.limits, images=options.images, batch=options.batch)
+    path = options.model_path
+
+    def load() -> TransformersEngine:
+        loaded = load_checkpoint(
+            path,
+            base=options.model_base,
+            name=options.model_name,
+            device=options.device,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            conv_template=options.conv_template,
+        )
+        return TransformersEngine(loaded, limits=options.limits, images=options.images, batch=options.batch)
+
+    return in_passing_thread(load)
 
 
 class TransformersEngine:
@@ -77,6 +90,7 @@ class TransformersEngine:
     ) -> None:
         """`backend` "padded" takes the attention that runs on any device; "auto" the best one for this device."""
         self._loaded = loaded
+        self._info = replace(loaded.info, inspects=True)
         self._limits = limits or EngineLimits()
         self._batch = batch or BatchLimits()
         self._pictures = Pictures(ImageLoader(images or ImageLimits()), self._batch.prepared_bytes)
@@ -84,14 +98,20 @@ class TransformersEngine:
         model = loaded.model
         model.eval()
         device = model.device
+        threads = None
         if device.type == "cpu":
-            log.info("the model runs on %d threads", set_threads(self._batch.threads))
-            pack_linears(model)
+            threads = set_threads(self._batch.threads)
         own = own_logits(model)
+        taken = take_over(model, "off" if backend == "padded" else self._batch.kernel)
+        if device.type == "cpu":
+            pack_linears(model)
         use_ragged_attention(model)
+        if loaded.info.accepts_images:
+            pause_between_operations(model)
         attention = choose_backend(backend, model, self._batch, context_length=loaded.info.context_length)
-        check_attention(model, attention, own)
-        warm_up(loaded, attention)
+        step = Step(model, attention) if taken is None else taken.step()
+        check_attention(model, attention, own, step)
+        warm_up(loaded, attention, step)
         self._features = FeatureCache(self._batch.feature_bytes)
         self._store = KVStore(
             attention,
@@ -101,25 +121,38 @@ class TransformersEngine:
             rejoin=lambda prompt, kept: rejoin(prompt, kept, self._decode),
             is_short=is_short if device.type == "cpu" else lambda: False,
         )
+        self._speculates = self._batch.speculate != "off"
         self._vocabulary: int = model.config.get_text_config().vocab_size
         facts = loaded.facts
         forbidden = {*facts.forbidden_ids, *([facts.image_token_id] if facts.image_token_id is not None else [])}
         self._never_guessed = frozenset(forbidden | facts.eos_ids)
         self._grammars = Grammars(loaded.tokenizer, self._vocabulary, facts.eos_ids, forbidden)
         budget = self._batch.step_tokens or _STEP_TOKENS.get(device.type, 1024)
+        context = loaded.info.context_length
+        self._max_running = self._limits.max_running or running_at_once(device.type, attention.total_tokens, context)
+        log.info("%s", in_a_sentence(loaded.info, attention, self._max_running, by_kernel=taken is not None))
         parts = Parts(
-            Step(model, attention),
+            self._runs(step, attention),
             self._store,
             Encoder(loaded, self._features, batch=_ENCODE_BATCH.get(device.type, 2)),
             Sampler(sorted(token for token in forbidden if 0 <= token < self._vocabulary), device),
             facts,
-            lambda token: self._tokenizer.decode([token], skip_special_tokens=False),
+            lambda token: text_of_token(self._tokenizer, token),
             self._free_memory,
         )
         self._loop = ModelLoop(
-            parts, self._limits, budget=budget, guess_rows=_GUESS_ROWS.get(device.type, 16), deliver=self._deliver
+            parts,
+            self._limits,
+            max_running=self._max_running,
+            budget=budget,
+            guess_rows=budget if self._batch.speculate == "on" else _GUESS_ROWS.get(device.type, 16),
+            threads=threads,
+            deliver=self._deliver,
         )
-        self._pool = ThreadPoolExecutor(self._batch.prepare_workers, thread_name_prefix="prepare")
+        self._pool = ThreadPoolExecutor(
+            self._batch.prepare_workers, thread_name_prefix="prepare", initializer=compute_alone
+        )
+        self._inspector = Inspector(loaded)
         self._readers: dict[Sequence, _Reader] = {}
         self._preparing = 0
         self._closed = False
@@ -127,10 +160,17 @@ class TransformersEngine:
 
     @property
     def info(self) -> ModelInfo:
-        return self._loaded.info
+        return self._info
 
     def status(self) -> EngineStatus:
-        return EngineStatus(self._loop.running, self._loop.waiting + self._preparing, self._limits.max_running)
+        waiting = self._loop.waiting + self._preparing
+        return EngineStatus(self._loop.running, waiting, self._max_running, self._limits.max_waiting)
+
+    def memory(self) -> EngineMemory:
+        device = self._loaded.model.device
+        free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+        store = self._store
+        return EngineMemory(store.running_tokens, store.parked_tokens, store.backend.total_tokens, total - free, total)
 
     async def generate(self, request: Request) -> AsyncIterator[Chunk]:
         self._check(request)
@@ -139,6 +179,37 @@ class TransformersEngine:
             sequence = await self._prepare(request)
         finally:
             self._preparing -= 1
+        async with aclosing(self._run(sequence)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def look(self, request: Request) -> SeenPrompt:
+        """The chat as the model reads it, and the tokens of the answer that was begun."""
+        self._check(request)
+        taken = await self._pictures.take(request.images)
+        answer = request.begun.token_ids if request.begun else ()
+
+        def make() -> SeenPrompt:
+            prompt = self._loaded.prompt(request.messages, taken.pictures, continue_final=request.continue_final)
+            self._pictures.keep(taken, [placed.image for placed in prompt.images])
+            return seen_prompt(self._loaded, self._tokenizer, prompt, answer)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, make)
+
+    async def attend(self, request: Request, first: int, count: int) -> SeenAttention:
+        """Where in the pictures it looked as it chose tokens `first` to `first + count` of the begun answer. Computes
+        what stands behind the first picture again, in a request of its own."""
+        self._check(request)
+        async with self._inspector.taking_turns():
+            watched, request = self._inspector.watch(request, first, count)
+            sequence = await self._prepare(request, watched)
+            async with aclosing(self._run(sequence)) as chunks:
+                async for _ in chunks:
+                    pass
+            seen = partial(watched.seen, sequence, first, count)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, seen)
+
+    async def _run(self, sequence: Sequence) -> AsyncGenerator[Chunk]:
         reader = _Reader(asyncio.get_running_loop())
         self._readers[sequence] = reader
         try:
@@ -162,17 +233,38 @@ class TransformersEngine:
         self._grammars.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _runs(self, step: Runs, attention: AttentionBackend) -> Runs:
+        """What computes the passes: on CUDA with graphs for decode steps."""
+        model = self._loaded.model
+        if model.device.type != "cuda" or self._batch.graphs_s <= 0 or not isinstance(attention, SingleTokens):
+            return step
+        graphed = GraphedStep(
+            step,
+            model,
+            attention,
+            CudaRecorder(model.device),
+            most_rows=self._max_running,
+            three_positions=self._loaded.positions(Prompt((0, 1))) is not None,
+        )
+        graphed.record_all(self._batch.graphs_s)
+        return graphed
+
     def _check(self, request: Request) -> None:
         """What can be known before any work is done."""
         if self._closed:
             raise EngineFailure("this engine has been stopped; ask another worker", request_id=request.id)
-        waiting = self._loop.waiting + self._preparing
-        if waiting >= self._limits.max_waiting:
+        busy = self.status()
+        if busy.full:
             raise Overloaded(
-                f"{waiting} requests already wait for this model; try again a little later", retry_after=2.0
+                f"{busy.waiting} requests already wait for this model; try again a little later", retry_after=2.0
             )
         sampling = request.sampling
-        for param, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+        begun = request.begun.token_ids if request.begun else ()
+        for param, ids in (
+            ("logit_bias", sampling.logit_bias),
+            ("stop_token_ids", sampling.stop_token_ids),
+            ("continue_token_ids", begun),
+        ):
             wrong = [token for token in ids if not 0 <= token < self._vocabulary]
             if wrong:
                 message = f"{param} names token {wrong[0]}, but this model's tokens go from 0 to {self._vocabulary - 1}"
@@ -182,7 +274,7 @@ class TransformersEngine:
                 f"{self.info.name} takes no pictures; remove them or choose another model", param="messages"
             )
 
-    async def _prepare(self, request: Request) -> Sequence:
+    async def _prepare(self, request: Request, watch: Watch | None = None) -> Sequence:
         grammar, constraint = request.sampling.grammar, None
         if grammar is not None:
             begun = request.messages[-1].text if request.continue_final else ""
@@ -192,25 +284,36 @@ class TransformersEngine:
         def make() -> Sequence:
             prompt = self._loaded.prompt(request.messages, taken.pictures, continue_final=request.continue_final)
             self._pictures.keep(taken, [placed.image for placed in prompt.images])
-            return self._sequence(request, prompt, constraint)
+            return self._sequence(request, prompt, constraint, watch)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, make)
 
-    def _sequence(self, request: Request, prompt: Prompt, constraint: Constraint | None) -> Sequence:
+    def _sequence(
+        self, request: Request, prompt: Prompt, constraint: Constraint | None, watch: Watch | None
+    ) -> Sequence:
         sampling, facts = request.sampling, self._loaded.facts
+        room = self._room_for_answer(request, prompt)
+        draw = Draw(
+            sampling, facts.eos_ids | set(sampling.stop_token_ids), frozenset(prompt.ids), constraint=constraint
+        )
+        stops = (*facts.stop_strings, *sampling.stop)
+        before = prompt.ids[-8:] if request.continue_final else ()
+        detokenizer = Detokenizer(self._tokenizer, stops, before=before)
+        if watch is not None and watch.answer > room:
+            raise ContextOverflow("the answer does not fit behind this chat", param="continue_token_ids")
+        if request.begun is not None and watch is None:
+            catch_up(request.begun, draw, detokenizer, never=self._never_guessed, room=room)
         return Sequence(
             request,
             prompt,
-            self._room_for_answer(request, prompt),
-            Draw(sampling, facts.eos_ids | set(sampling.stop_token_ids), frozenset(prompt.ids), constraint=constraint),
-            Detokenizer(
-                self._tokenizer,
-                (*facts.stop_strings, *sampling.stop),
-                before=prompt.ids[-8:] if request.continue_final else (),
-            ),
+            room,
+            draw,
+            detokenizer,
             self._loaded.positions(prompt),
             owner=request.owner,
-            lookup=Lookup(self._never_guessed) if self._batch.speculate and may_speculate(sampling) else None,
+            begun=request.begun.token_ids if request.begun else (),
+            lookup=Lookup(self._never_guessed) if self._speculates and may_speculate(sampling) else None,
+            watch=watch,
         )
 
     def _room_for_answer(self, request: Request, prompt: Prompt) -> int:
@@ -273,7 +376,12 @@ class _Reader:
             self._chunk = (
                 outcome
                 if before is None
-                else replace(outcome, text=before.text + outcome.text, logprobs=before.logprobs + outcome.logprobs)
+                else replace(
+                    outcome,
+                    text=before.text + outcome.text,
+                    logprobs=before.logprobs + outcome.logprobs,
+                    token_ids=before.token_ids + outcome.token_ids,
+                )
             )
         self._news.set()
 

@@ -59,11 +59,13 @@ class KVStore:
 
     @property
     def running_tokens(self) -> int:
-        return sum(sequence.region.tokens for sequence in self._running if sequence.region is not None)
+        # Copied first, since other threads may ask too.
+        regions = (sequence.region for sequence in list(self._running))
+        return sum(region.tokens for region in regions if region is not None)
 
     @property
     def parked_tokens(self) -> int:
-        return sum(kept.region.tokens for kept in self.parked)
+        return sum(kept.region.tokens for kept in list(self.parked))
 
     @property
     def bytes(self) -> int:
@@ -132,14 +134,14 @@ class KVStore:
         for kept in self._candidates(sequence):
             prompt = sequence.prompt
             same = common_prefix(sequence.virtual, kept.virtual)
-            length = min(same, kept.computed, len(prompt.ids) - 1)
+            length = min(same, kept.computed, _most_reused(sequence, prompt))
             # Only a difference inside an answer can be one of spelling.
             if self.rejoin is not None and any(start <= same < end for start, end in kept.answers):
                 rejoined = self.rejoin(prompt, kept)
                 if rejoined is not prompt and len(rejoined.ids) + sequence.max_new <= self.context_length:
                     prompt = rejoined
                     same = common_prefix(virtual_prompt(prompt), kept.virtual)
-                    length = min(same, kept.computed, len(prompt.ids) - 1)
+                    length = min(same, kept.computed, _most_reused(sequence, prompt))
             if length > best[2]:
                 best = (kept, prompt, length)
         return best
@@ -223,6 +225,12 @@ class KVStore:
 
 def _virtual(sequence: Sequence) -> np.ndarray:
     return np.concatenate((sequence.virtual, np.array(sequence.generated, dtype=np.int64)))
+
+
+def _most_reused(sequence: Sequence, prompt: Prompt) -> int:
+    """How much of a prompt may come out of a kept chat; what is watched must be computed."""
+    most = len(prompt.ids) - 1
+    return most if sequence.watch is None else min(most, sequence.watch.begins(prompt))
 
 
 def _covers(longer: Kept, other: Kept) -> bool:

@@ -19,8 +19,9 @@ from llava_core.engines.transformers.kv import KVStore
 from llava_core.engines.transformers.sampler import Drawn, Sampler
 from llava_core.engines.transformers.scheduler import FairQueue, plan
 from llava_core.engines.transformers.sequence import Sequence
-from llava_core.engines.transformers.step import Step, Work
-from llava_core.errors import EngineFailure, LlavaError, OutOfMemory, Overloaded
+from llava_core.engines.transformers.step import Runs, Work
+from llava_core.engines.transformers.threads import use_threads
+from llava_core.errors import DevicePoisoned, EngineFailure, LlavaError, OutOfMemory, Overloaded
 from llava_core.types import Chunk, FinishReason, TokenLogprob
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ Deliver = Callable[[list[Event]], None]
 class Parts:
     """What a loop works with; made once by the engine."""
 
-    step: Step
+    step: Runs
     store: KVStore
     encoder: Encoder
     sampler: Sampler
@@ -46,12 +47,25 @@ class Parts:
 class ModelLoop:
     """`submit` and `cancel` may be called from any thread; `deliver` is called from the model thread once a step."""
 
-    def __init__(self, parts: Parts, limits: EngineLimits, *, budget: int, guess_rows: int, deliver: Deliver) -> None:
-        """A step takes at most `budget` tokens; it guesses ahead while it has no more than `guess_rows` rows."""
+    def __init__(
+        self,
+        parts: Parts,
+        limits: EngineLimits,
+        *,
+        max_running: int,
+        budget: int,
+        guess_rows: int,
+        threads: int | None = None,
+        deliver: Deliver,
+    ) -> None:
+        """A step takes at most `budget` tokens; it guesses ahead while it has no more than `guess_rows` rows. The
+        model's thread computes with `threads` on a CPU."""
         self._parts = parts
         self._limits = limits
+        self._max_running = max_running
         self._budget = budget
         self._guess_rows = guess_rows
+        self._threads = threads
         self._deliver = deliver
         self._wake = threading.Condition()
         self._inbox: list[Sequence] = []
@@ -94,6 +108,8 @@ class ModelLoop:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        if self._threads is not None:
+            use_threads(self._threads)
         with torch.inference_mode():
             while self._wait():
                 try:
@@ -106,6 +122,7 @@ class ModelLoop:
                 self._flush()
         for sequence in [*self._running, *self._queue, *self._inbox]:
             self._events.append((sequence, EngineFailure("the engine is shutting down; ask another worker")))
+        self._parts.encoder.stop()
         self._parts.store.clear()
         self._flush()
 
@@ -131,13 +148,23 @@ class ModelLoop:
     def _turn(self) -> None:
         self._drop_left()
         self._admit()
-        prefilling = [sequence for sequence in self._running if not sequence.decoding]
-        if prefilling:
-            hurry = len(prefilling) < len(self._running)
-            self._parts.encoder.prepare(prefilling, hurry=hurry, failed=self._fail)
-        works = [Work(share.sequence, share.count) for share in plan(self._running, self._budget)]
+        works = [Work(share.sequence, share.count) for share in plan(self._running, self._encode())]
         if works:
             self._execute(self._guessing(works))
+
+    def _encode(self) -> int:
+        """Go on with the pictures that are needed next; returns the tokens that the step may take after it. Where
+        answers are running both together are as long as a step without pictures."""
+        prefilling = [sequence for sequence in self._running if not sequence.decoding]
+        encoder = self._parts.encoder
+        if not prefilling and not encoder.busy:
+            return self._budget
+        hurry = len(prefilling) < len(self._running)
+        tokens = self._budget
+        if hurry:
+            tokens -= min(sum(sequence.ready() for sequence in prefilling), self._budget // 2)
+        spent = encoder.advance(prefilling, self._queue, tokens=tokens, hurry=hurry, failed=self._fail)
+        return self._budget - spent if hurry else self._budget
 
     def _drop_left(self) -> None:
         """Requests whose reader left, and those that waited too long."""
@@ -150,7 +177,7 @@ class ModelLoop:
             self._events.append((sequence, Overloaded(message, retry_after=5.0, request_id=sequence.request.id)))
 
     def _admit(self) -> None:
-        while len(self._running) < self._limits.max_running:
+        while len(self._running) < self._max_running:
             sequence = self._queue.first(lambda waiting: not self._parts.store.comes_soon(waiting))
             if sequence is None:
                 return
@@ -164,6 +191,7 @@ class ModelLoop:
                 self._stuck = not self._running
                 return
             self._queue.pop(sequence)
+            sequence.admitted = time.monotonic()
             self._running.append(sequence)
 
     def _execute(self, works: Seq[Work]) -> None:
@@ -180,22 +208,14 @@ class ModelLoop:
             for work in works:
                 self._execute([work])
             return
-        plain: list[tuple[int, Work]] = []
-        row = 0
+        ending: list[Work] = []
         for work in works:
-            if not work.ends:
-                work.sequence.computed += work.count
-                continue
-            after = row + 1 + len(work.guessed)
-            if work.guessed:
-                self._verify(logits[row:after], work)
+            if work.ends:
+                ending.append(work)
             else:
                 work.sequence.computed += work.count
-                plain.append((row, work))
-            row = after
-        if plain:
-            chosen = logits if len(plain) == row else logits[[at for at, _ in plain]]
-            self._draw(chosen, [work.sequence for _, work in plain])
+        if ending:
+            self._draw(logits, ending)
 
     def _guessing(self, works: list[Work]) -> list[Work]:
         """The works of a step, with guesses where few requests decode: a few rows more cost such a step nothing."""
@@ -212,39 +232,35 @@ class ModelLoop:
             guessing.append(work)
         return guessing
 
-    def _verify(self, logits: torch.Tensor, work: Work) -> None:
-        sequence = work.sequence
+    def _draw(self, logits: torch.Tensor, works: Seq[Work]) -> None:
+        """`logits` hold a row for each guess of each request and one more."""
+        draws = [work.sequence.draw for work in works]
         try:
-            drawn = self._parts.sampler.verify(logits, sequence.draw, work.guessed)
+            drawn = self._parts.sampler.draw_on(logits, draws, [work.guessed for work in works])
         except Exception as error:
-            self._fail(sequence, error)
-            return
-        if sequence.lookup is not None:
-            sequence.lookup.told(len(work.guessed), len(drawn) - 1)
-        computed = sequence.computed + work.count
-        for place, token in enumerate(drawn):
-            # Keys and values of a right guess are there already; those of wrong ones are written over.
-            sequence.computed = computed + place
-            self._take(sequence, token)
-            if sequence not in self._running:
+            if len(works) == 1:
+                self._fail(works[0].sequence, error)
                 return
-
-    def _draw(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
-        try:
-            drawn = self._parts.sampler.draw(logits, [sequence.draw for sequence in sequences])
-        except Exception as error:
-            if len(sequences) == 1:
-                self._fail(sequences[0], error)
-                return
-            for row, sequence in enumerate(sequences):
-                self._draw(logits[row : row + 1], [sequence])
+            for work, rows in zip(works, logits.split([1 + len(work.guessed) for work in works]), strict=True):
+                self._draw(rows, [work])
             return
-        for sequence, token in zip(sequences, drawn, strict=True):
-            self._take(sequence, token)
+        for work, tokens in zip(works, drawn, strict=True):
+            sequence = work.sequence
+            if work.guessed and sequence.lookup is not None:
+                sequence.lookup.told(len(work.guessed), len(tokens) - 1)
+            computed = sequence.computed + work.count
+            for place, token in enumerate(tokens):
+                # Keys and values of a right guess are there already; those of wrong ones are written over.
+                sequence.computed = computed + place
+                self._take(sequence, token)
+                if sequence not in self._running:
+                    break
 
     def _take(self, sequence: Sequence, drawn: Drawn) -> None:
         """A new token of one request: its text goes out, and it may be the last."""
         sampling = sequence.request.sampling
+        if sequence.first is None:
+            sequence.first = time.monotonic()
         may_end = sequence.produced + 1 >= sampling.min_tokens
         sequence.ids.append(drawn.token)
         ends = drawn.token in sequence.draw.ending and not sampling.ignore_eos
@@ -261,12 +277,13 @@ class ModelLoop:
         logprobs = self._logprobs(drawn) if not ends else ()
         if finish is None:
             if text or logprobs:
-                self._events.append((sequence, Chunk(text, logprobs=logprobs)))
+                self._events.append((sequence, Chunk(text, logprobs=logprobs, token_ids=sequence.untold())))
             return
         text += sequence.detokenizer.finish()
         if sequence.detokenizer.stopped:
             finish = "stop"
-        self._events.append((sequence, Chunk(text, finish, sequence.usage(), logprobs)))
+        end = Chunk(text, finish, sequence.usage(), logprobs, token_ids=sequence.untold(), phases=sequence.phases())
+        self._events.append((sequence, end))
         self._running.remove(sequence)
         self._parts.store.park(sequence, answer_end=len(sequence.ids) - ends)
 
@@ -298,6 +315,11 @@ def _is_memory(error: Exception) -> bool:
     )
 
 
+def _is_poison(error: Exception) -> bool:
+    """After such an error everything that this process asks of the device fails."""
+    return "CUDA error" in str(error) and not _is_memory(error)
+
+
 def _as_llava_error(error: Exception, sequence: Sequence) -> LlavaError:
     request_id = sequence.request.id
     if isinstance(error, LlavaError):
@@ -311,6 +333,10 @@ def _as_llava_error(error: Exception, sequence: Sequence) -> LlavaError:
             request_id=request_id,
         )
     log.error("request %s failed", request_id, exc_info=error)
+    if _is_poison(error):
+        return DevicePoisoned(
+            "the device failed, and this worker with it; send the request again", retry_after=5.0, request_id=request_id
+        )
     return EngineFailure(
         f"the model failed on this request; the worker's log tells why under {request_id}", request_id=request_id
     )

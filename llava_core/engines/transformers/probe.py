@@ -17,7 +17,7 @@ from llava_core.engines.transformers.attention import AttentionBackend
 from llava_core.engines.transformers.detokenize import Detokenizer
 from llava_core.engines.transformers.sampler import Draw
 from llava_core.engines.transformers.sequence import Sequence
-from llava_core.engines.transformers.step import Step, Work
+from llava_core.engines.transformers.step import Runs, Step, Work
 from llava_core.errors import BadCheckpoint
 from llava_core.types import ImagePart, Request, Sampling, user
 
@@ -36,13 +36,17 @@ def own_logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def check_attention(model: PreTrainedModel, backend: AttentionBackend, own: torch.Tensor) -> None:
-    """Compute the same ids in two chunks and a single token. BadCheckpoint where the model means something else."""
-    sequence = _sequence(Prompt(tuple(_ids(model))))
+def check_attention(
+    model: PreTrainedModel, backend: AttentionBackend, own: torch.Tensor, step: Runs | None = None
+) -> None:
+    """Compute the same ids in two chunks and a single token, through `step` if there is one of its own.
+
+    BadCheckpoint where the model means something else."""
+    sequence = trial(Prompt(tuple(_ids(model))))
     sequence.region = backend.allocate(_LENGTH + 1)
     if sequence.region is None:
         raise BadCheckpoint(f"no memory is left for the keys and values of {_LENGTH} tokens; free some, or use --dtype")
-    step = Step(model, backend)
+    step = step or Step(model, backend)
     logits = own
     try:
         for count in (_LENGTH // 2, _LENGTH - _LENGTH // 2 - 1, 1):
@@ -60,7 +64,7 @@ def check_attention(model: PreTrainedModel, backend: AttentionBackend, own: torc
         )
 
 
-def warm_up(loaded: LoadedCheckpoint, backend: AttentionBackend) -> None:
+def warm_up(loaded: LoadedCheckpoint, backend: AttentionBackend, step: Runs | None = None) -> None:
     """Encode and prefill one small picture, so that the first person does not wait for libraries to set up.
 
     What goes wrong here goes wrong again with a real picture, where it is the request's own error.
@@ -70,7 +74,7 @@ def warm_up(loaded: LoadedCheckpoint, backend: AttentionBackend) -> None:
     try:
         prompt = loaded.prompt((user(ImagePart("data:,"), "Hi"),), [Image.new("RGB", (64, 64), (128, 128, 128))])
         with torch.inference_mode():
-            sequence = _sequence(prompt, loaded.positions(prompt))
+            sequence = trial(prompt, loaded.positions(prompt))
             images = [placed.image for placed in prompt.images]
             features = loaded.encode(images)
             sequence.features = {image.key: rows for image, rows in zip(images, features, strict=True)}
@@ -78,11 +82,17 @@ def warm_up(loaded: LoadedCheckpoint, backend: AttentionBackend) -> None:
             if sequence.region is None:
                 return
             try:
-                Step(loaded.model, backend).run([Work(sequence, len(prompt.ids))])
+                (step or Step(loaded.model, backend)).run([Work(sequence, len(prompt.ids))])
             finally:
                 backend.release(sequence.region)
     except Exception:
         log.warning("a first picture could not be tried; requests with pictures may fail", exc_info=True)
+
+
+def trial(prompt: Prompt, positions: torch.Tensor | None = None) -> Sequence:
+    """A request of nobody."""
+    request = Request("probe", (user("probe"),), Sampling(max_tokens=1))
+    return Sequence(request, prompt, 1, Draw(request.sampling, frozenset()), Detokenizer(Tokenizer(BPE())), positions)
 
 
 def _ids(model: PreTrainedModel) -> list[int]:
@@ -91,8 +101,3 @@ def _ids(model: PreTrainedModel) -> list[int]:
     special = {getattr(config, name, None) for name in ("image_token_id", "image_token_index", "video_token_id")}
     vocabulary = model.config.get_text_config().vocab_size
     return [token for token in range(5, vocabulary) if token not in special][:_LENGTH]
-
-
-def _sequence(prompt: Prompt, positions: torch.Tensor | None = None) -> Sequence:
-    request = Request("probe", (user("probe"),), Sampling(max_tokens=1))
-    return Sequence(request, prompt, 1, Draw(request.sampling, frozenset()), Detokenizer(Tokenizer(BPE())), positions)

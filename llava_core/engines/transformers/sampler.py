@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
+from llava_core.engines.transformers.choose import choose, has_filter, rules_on
 from llava_core.engines.transformers.constrain import Constraint
+from llava_core.engines.transformers.transfer import staged, to_device
 from llava_core.types import Sampling
 
 _GREEDY_BELOW = 1e-5
-_FIRST_CANDIDATES = 256
 
 
 @dataclass(eq=False)
@@ -65,139 +67,167 @@ class Drawn:
 
 
 class Sampler:
-    """Draws for one model. `forbidden` ids are never drawn: picture placeholders, ids without a token."""
+    """Draws for one model. `forbidden` ids are never drawn: picture placeholders, ids without a token.
+
+    The device is waited for once, for everything that was drawn.
+    """
 
     def __init__(self, forbidden: Sequence[int], device: torch.device) -> None:
         self._forbidden = torch.tensor(sorted(set(forbidden)), dtype=torch.long, device=device)
 
     def draw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[Drawn]:
         """`logits` (requests, vocabulary) -> one token each; the requests' counts are updated."""
+        return [drawn[0] for drawn in self.draw_on(logits, draws, [()] * len(draws))]
+
+    def draw_on(
+        self, logits: torch.Tensor, draws: Sequence[Draw], guessed: Sequence[Sequence[int]]
+    ) -> list[list[Drawn]]:
+        """The next tokens of each request: its guesses as far as they are right, then the model's own. `logits` hold a
+        row for each guess and one more. Only a greedy request may guess."""
+        rows = [draw for draw, guesses in zip(draws, guessed, strict=True) for _ in range(1 + len(guesses))]
         logits = logits.float()
         if any(draw.constraint is not None for draw in draws):
             # A form that cannot be kept ends its request; the others draw again from what they were given.
             logits = logits.clone()
-        logits[:, self._forbidden] = float("-inf")
-        raw = self._raw(logits, draws)
-        for row, draw in enumerate(draws):
-            _shape(logits[row], draw)
-        tokens: list[int] = logits.argmax(dim=-1).tolist()
-        drawing = [row for row, draw in enumerate(draws) if not draw.greedy]
-        if drawing:
-            chosen = _choose(logits[drawing], [draws[row] for row in drawing])
-            for row, token in zip(drawing, chosen, strict=True):
-                tokens[row] = token
-        result: list[Drawn] = []
-        for row, (draw, token) in enumerate(zip(draws, tokens, strict=True)):
-            draw.took(token)
-            result.append(_report(token, draw.sampling.logprobs, raw.get(row)))
+        logits.index_fill_(1, self._forbidden, float("-inf"))
+        report = _Report.of(logits, rows)
+        shape(logits, rows)
+        found = _fetch(logits, rows, report)
+        result: list[list[Drawn]] = []
+        row = 0
+        for draw, guesses in zip(draws, guessed, strict=True):
+            right = 0
+            while right < len(guesses) and guesses[right] == found[row + right].token:
+                right += 1
+            drawn = found[row : row + right + 1]
+            for each in drawn:
+                draw.took(each.token)
+            result.append(drawn)
+            row += 1 + len(guesses)
         return result
 
-    def verify(self, logits: torch.Tensor, draw: Draw, guessed: Sequence[int]) -> list[Drawn]:
-        """Greedy tokens of one request: the guesses as far as they are right, then the model's own. `logits` hold a
-        row for each guess and one more."""
-        logits = logits.float()
-        logits[:, self._forbidden] = float("-inf")
-        for row in logits:
-            _shape(row, draw)
-        likeliest: list[int] = logits.argmax(dim=-1).tolist()
-        right = 0
-        while right < len(guessed) and guessed[right] == likeliest[right]:
-            right += 1
-        for token in likeliest[: right + 1]:
-            draw.took(token)
-        return [Drawn(token) for token in likeliest[: right + 1]]
 
-    def _raw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> dict[int, torch.Tensor]:
-        """Log-probabilities as the model gave them, of the rows that report some."""
-        return {
-            row: torch.log_softmax(logits[row], dim=-1)
-            for row, draw in enumerate(draws)
-            if draw.sampling.logprobs is not None
-        }
+@dataclass(frozen=True)
+class _Report:
+    """What the model itself thought of the tokens, for the rows whose requests ask."""
 
+    rows: list[int]
+    there: torch.Tensor
+    """The same on the device."""
+    own: torch.Tensor
+    """Log-probabilities as the model gave them: (rows, vocabulary)."""
+    most: int
+    """Likeliest tokens that are told of each row, at most."""
 
-def _report(token: int, wanted: int | None, raw: torch.Tensor | None) -> Drawn:
-    if wanted is None or raw is None:
-        return Drawn(token)
-    values, ids = raw.topk(wanted) if wanted else (raw[:0], raw[:0].long())
-    return Drawn(token, float(raw[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    @classmethod
+    def of(cls, logits: torch.Tensor, rows: Sequence[Draw]) -> _Report | None:
+        asking = [row for row, draw in enumerate(rows) if draw.sampling.logprobs is not None]
+        if not asking:
+            return None
+        there = to_device(asking, device=logits.device)[0]
+        most = max(rows[row].sampling.logprobs or 0 for row in asking)
+        return cls(asking, there, torch.log_softmax(logits[there], dim=-1), most)
 
+    def numbers(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        drawn = self.own.gather(1, tokens[self.there][:, None])
+        return [drawn, *(self.own.topk(self.most, dim=-1) if self.most else ())]
 
-def _shape(row: torch.Tensor, draw: Draw) -> None:
-    """Penalties, biases and forbidden ends, in place; nothing is done for a request without any."""
-    sampling = draw.sampling
-    if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(draw.prompt | set(draw.counts)), device=row.device)
-        seen = seen[seen < len(row)]
-        values = row[seen]
-        row[seen] = torch.where(values < 0, values * sampling.repetition_penalty, values / sampling.repetition_penalty)
-    if draw.counts and (sampling.presence_penalty or sampling.frequency_penalty):
-        ids = torch.tensor(list(draw.counts), device=row.device)
-        counts = torch.tensor(list(draw.counts.values()), device=row.device, dtype=row.dtype)
-        row[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    if sampling.logit_bias:
-        ids = torch.tensor(list(sampling.logit_bias), device=row.device)
-        row[ids] += torch.tensor(list(sampling.logit_bias.values()), device=row.device, dtype=row.dtype)
-    if draw.ending and (sampling.ignore_eos or not draw.may_end):
-        row[torch.tensor(sorted(draw.ending), device=row.device)] = float("-inf")
-    if draw.constraint is not None:
-        draw.constraint.mask(row)
+    def told(self, numbers: list[float], found: list[Drawn], rows: Sequence[Draw]) -> None:
+        """Put into `found` what `numbers` became on the host."""
+        count = len(self.rows)
+        values, ids = numbers[count : count + count * self.most], numbers[count + count * self.most :]
+        for place, row in enumerate(self.rows):
+            first = place * self.most
+            end = first + (rows[row].sampling.logprobs or 0)
+            top = tuple((int(token), value) for token, value in zip(ids[first:end], values[first:end], strict=True))
+            found[row] = Drawn(found[row].token, numbers[place], top)
 
 
-def _choose(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """Random tokens after temperature, top-k, top-p and min-p, in transformers' order."""
-    temperature = torch.tensor([draw.sampling.temperature for draw in draws], device=logits.device)
-    # The highest logit becomes 0 first, so that a tiny temperature cannot overflow.
-    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None], dim=-1)
-    tokens: list[int] = []
-    whole = [_unfiltered(draw.sampling) for draw in draws]
-    first = probabilities.topk(min(_FIRST_CANDIDATES, probabilities.shape[-1]), dim=-1) if not all(whole) else None
-    for row, draw in enumerate(draws):
-        uniform = draw.uniform()
-        if whole[row] or first is None:
-            tokens.append(_invert(probabilities[row], uniform))
-            continue
-        values, ids = first.values[row], first.indices[row]
-        if not _covers(values, draw.sampling):
-            values, ids = probabilities[row].sort(descending=True, stable=True)
-        kept = _filtered(values, draw.sampling)
-        tokens.append(int(ids[_invert(kept, uniform)]))
-    return tokens
+def _fetch(logits: torch.Tensor, rows: Sequence[Draw], report: _Report | None) -> list[Drawn]:
+    """What each row drew, in one transfer: doubles hold ids and log-probabilities exactly."""
+    tokens = likeliest = _likeliest(logits)
+    drawing = [row for row, draw in enumerate(rows) if not draw.greedy]
+    if not drawing and report is None:
+        return [Drawn(token) for token in tokens.tolist()]
+    rules = None
+    if drawing:
+        drawing.sort(key=lambda row: not has_filter(rows[row].sampling))
+        rules = rules_on(logits.device, [(row, rows[row].uniform(), rows[row].sampling) for row in drawing])
+    numbers: list[float] = []
+    for sort_all in (False, True):
+        parts = [tokens]
+        if rules is not None:
+            chosen, sure = choose(logits, likeliest, rules, sort_all=sort_all)
+            tokens = likeliest.index_put((rules.rows,), chosen)
+            parts = [tokens, sure]
+        if report is not None:
+            parts += report.numbers(tokens)
+        numbers = torch.cat([part.double().flatten() for part in parts]).tolist()
+        if all(numbers[len(rows) : len(rows) + len(drawing)]):
+            break
+    found = [Drawn(int(token)) for token in numbers[: len(rows)]]
+    if report is not None:
+        report.told(numbers[len(rows) + len(drawing) :], found, rows)
+    return found
 
 
-def _unfiltered(sampling: Sampling) -> bool:
-    return sampling.top_p >= 1.0 and not sampling.top_k and not sampling.min_p
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    if logits.device.type == "cpu":
+        # torch wakes its threads for a row of some thousand numbers, which takes longer than looking at them.
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.argmax(dim=-1)
 
 
-def _covers(values: torch.Tensor, sampling: Sampling) -> bool:
-    """Whether what the filters keep lies within these likeliest tokens for sure."""
-    if sampling.top_k and sampling.top_k <= len(values):
-        return True
-    if sampling.top_p < 1.0 and not sampling.top_k and float(values.sum()) >= sampling.top_p:
-        return True
-    return bool(sampling.min_p) and float(values[-1]) < sampling.min_p * float(values[0])
+def shape(logits: torch.Tensor, rows: Sequence[Draw]) -> None:
+    """Penalties, biases and forbidden ends, in place; nothing is done where no request has any."""
+    repeated, added, biased, ended = (_Entries(logits.shape[-1]) for _ in range(4))
+    for row, draw in enumerate(rows):
+        sampling = draw.sampling
+        if sampling.repetition_penalty != 1.0:
+            repeated.add(row, draw.prompt.union(draw.counts), sampling.repetition_penalty)
+        if draw.counts and (sampling.presence_penalty or sampling.frequency_penalty):
+            presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
+            added.add(row, draw.counts, [-presence - frequency * count for count in draw.counts.values()])
+        if sampling.logit_bias:
+            biased.add(row, sampling.logit_bias, list(sampling.logit_bias.values()))
+        if draw.ending and (sampling.ignore_eos or not draw.may_end):
+            ended.add(row, draw.ending, float("-inf"))
+    steps = (repeated, added, biased, ended)
+    if any(step.parts for step in steps):
+        columns = [step.columns for step in steps]
+        joined = staged(torch.from_numpy(np.concatenate(columns, axis=1)), logits.device)
+        there = joined.to(logits.device, non_blocking=True)
+        for step, (rows_there, tokens, numbers) in zip(
+            steps, there.split([each.shape[1] for each in columns], 1), strict=True
+        ):
+            if not step.parts:
+                continue
+            place, amounts = (rows_there.long(), tokens.long()), numbers.float()
+            values = logits[place]
+            if step is repeated:
+                logits[place] = torch.where(values < 0, values * amounts, values / amounts)
+            else:
+                logits[place] = values + amounts
+    for row, draw in enumerate(rows):
+        if draw.constraint is not None:
+            draw.constraint.mask(logits[row])
 
 
-def _filtered(values: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Descending probabilities, zero where a filter takes them out."""
-    kept = values.clone()
-    if sampling.top_k:
-        kept[sampling.top_k :] = 0
-    if sampling.top_p < 1.0:
-        # With top-k the remaining mass counts as one; without, `values` may be a head of the whole.
-        mass = kept.sum() if sampling.top_k else kept.new_ones(())
-        before = kept.cumsum(dim=-1) - kept
-        kept[before >= sampling.top_p * mass] = 0
-        kept[0] = values[0]
-    if sampling.min_p:
-        kept[kept < sampling.min_p * values[0]] = 0
-    return kept
+class _Entries:
+    """Numbers for some places of the logits; ids beyond the vocabulary have no place."""
 
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self.parts: list[np.ndarray] = []
 
-def _invert(weights: torch.Tensor, uniform: float) -> int:
-    """Index drawn in proportion to the weights; zero weights are never drawn."""
-    bounds = weights.double().cumsum(dim=-1)
-    at = int(torch.searchsorted(bounds, uniform * float(bounds[-1]), right=True))
-    if at >= len(weights) or float(weights[at]) == 0.0:
-        return int(weights.argmax())
-    return at
+    @property
+    def columns(self) -> np.ndarray:
+        """Rows, ids and numbers: (3, entries)."""
+        return np.concatenate(self.parts, axis=1) if self.parts else np.empty((3, 0))
+
+    def add(self, row: int, tokens: Collection[int], numbers: float | list[float]) -> None:
+        part = np.empty((3, len(tokens)))
+        part[0] = row
+        part[1] = np.fromiter(tokens, np.float64, len(tokens))
+        part[2] = numbers
+        self.parts.append(part[:, part[1] < self._vocabulary])

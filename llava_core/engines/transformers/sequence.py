@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from llava_core.types import Request, Usage
+from llava_core.types import Phases, Request, Usage
 
 if TYPE_CHECKING:
     from llava_core.checkpoints.base import Prompt
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llava_core.engines.transformers.detokenize import Detokenizer
     from llava_core.engines.transformers.sampler import Draw
     from llava_core.engines.transformers.speculate import Lookup
+    from llava_core.engines.transformers.watch import Watch
 
 
 @dataclass(eq=False)
@@ -32,7 +33,12 @@ class Sequence:
     positions: torch.Tensor | None = None
     """`(3, prompt)` for families whose rotary positions are no plain count."""
     owner: str = ""
+    begun: tuple[int, ...] = ()
+    """Generated ids that another engine drew; they are computed with the prompt and count as the answer's."""
     arrived: float = field(default_factory=time.monotonic)
+    admitted: float | None = None
+    first: float | None = None
+    """When it left the queue, and when its first own token was there."""
     cancelled: bool = False
 
     ids: list[int] = field(default_factory=list[int])
@@ -45,15 +51,20 @@ class Sequence:
     """Features of the pictures that still have rows to prefill."""
     lookup: Lookup | None = None
     """Guesses its next tokens, where that is allowed."""
+    told: int = 0
+    """How many generated ids went out in chunks."""
+    watch: Watch | None = None
+    """Takes note of where its tokens look."""
 
     def __post_init__(self) -> None:
+        self.told = len(self.begun)
         self.take_prompt(self.prompt, self.positions)
 
     def take_prompt(self, prompt: Prompt, positions: torch.Tensor | None) -> None:
         """Start from this prompt; allowed until something is computed."""
         self.prompt = prompt
         self.positions = positions
-        self.ids = list(prompt.ids)
+        self.ids = [*prompt.ids, *self.begun]
         self.virtual = virtual_prompt(prompt)
         self._next_position = len(prompt.ids) if positions is None else int(positions.max()) + 1
 
@@ -76,12 +87,17 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        return self.computed >= self.prompt_length
+        return self.computed >= self.prompt_length + len(self.begun)
 
     @property
     def reserve(self) -> int:
         """Tokens of memory that it may need in the end; the last generated one is never computed."""
         return self.prompt_length + self.max_new
+
+    def untold(self) -> tuple[int, ...]:
+        """The generated ids that the next chunk tells of."""
+        first, self.told = self.prompt_length + self.told, self.produced
+        return tuple(self.ids[first:])
 
     def ready(self) -> int:
         """How many waiting ids can be computed now: up to the first picture that is not encoded yet."""
@@ -101,6 +117,16 @@ class Sequence:
         first = self._next_position + max(start, length) - length
         tail = torch.arange(first, self._next_position + start + count - length).expand(3, -1)
         return torch.cat((self.positions[:, start:length], tail), dim=1)
+
+    @property
+    def decoding_position(self) -> int:
+        """Position of the id that is computed next while decoding; the same in all dimensions."""
+        return self._next_position + self.computed - self.prompt_length
+
+    def phases(self) -> Phases:
+        """With its last token there, now."""
+        now = time.monotonic()
+        return Phases(self.arrived, self.admitted or now, self.first or now, now)
 
     def usage(self) -> Usage:
         return Usage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_core.engines.transformers.attention import AttentionBackend, Span
 from llava_core.engines.transformers.sequence import Sequence
+from llava_core.engines.transformers.transfer import to_device
+from llava_core.engines.transformers.watch import watching
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class Work:
     def ends(self) -> bool:
         """Whether the next token can be drawn after it."""
         return self.count == self.sequence.remaining
+
+
+class Runs(Protocol):
+    """Computes packed passes."""
+
+    def run(self, works: Seq[Work]) -> torch.Tensor: ...
 
 
 class _Rows(list[torch.Tensor]):
@@ -68,15 +76,17 @@ class Step:
             if work.ends:
                 keep.extend(range(len(ids) - 1 - len(work.guessed), len(ids)))
         arguments: dict[str, Any] = {}
-        rows = _image_rows(works)
+        rows = [features for _, features in placed_rows(works)]
         if rows:
             arguments["mm_encoder_outputs"] = {"image": self._pooled(rows)}
+        positions = _positions(works)
+        there = to_device(ids, positions.flatten(), keep, device=self._device)
         output: Any = self._model(
-            input_ids=torch.tensor([ids], device=self._device),
-            position_ids=_positions(works).to(self._device),
+            input_ids=there[0][None],
+            position_ids=there[1].view(positions.shape),
             use_cache=False,
-            logits_to_keep=torch.tensor(keep, dtype=torch.long, device=self._device),
-            batch=self._backend.begin(spans),
+            logits_to_keep=there[2],
+            batch=watching(self._backend.begin(spans), self._backend, works),
             **arguments,
         )
         return cast(torch.Tensor, output.logits)[0]
@@ -99,9 +109,10 @@ def _positions(works: Seq[Work]) -> torch.Tensor:
     return torch.cat(parts)[None]
 
 
-def _image_rows(works: Seq[Work]) -> list[torch.Tensor]:
-    """Feature rows of the placeholders in this step, in their order."""
-    rows: list[torch.Tensor] = []
+def placed_rows(works: Seq[Work]) -> list[tuple[int, torch.Tensor]]:
+    """Feature rows of the placeholders in this step, in their order, and where in the packed row they stand."""
+    rows: list[tuple[int, torch.Tensor]] = []
+    begun = 0
     for work in works:
         first = work.sequence.computed
         end = first + work.count
@@ -110,5 +121,6 @@ def _image_rows(works: Seq[Work]) -> list[torch.Tensor]:
             stop = min(end, placed.start + placed.image.tokens)
             if start < stop:
                 features = work.sequence.features[placed.image.key]
-                rows.append(features[start - placed.start : stop - placed.start])
+                rows.append((begun + start - first, features[start - placed.start : stop - placed.start]))
+        begun += work.rows
     return rows
