@@ -1,0 +1,140 @@
+"""The model card: what the model is made of, what it was taught, and how often it is right, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_core.builtin.assemble import VARIANTS, WEAK, language_model
+from llava_core.builtin.parts import SERVED, TRAINING, Part, Say
+
+if TYPE_CHECKING:
+    from llava_core.builtin.data.sources import Pictures
+    from llava_core.eval.builtin import Report
+
+CARD = Path(__file__).with_name("CARD.md")
+_WORDS = "SmolLM2 alone"
+
+
+def measure(
+    folders: Mapping[str, Path],
+    per_skill: int,
+    say: Say,
+    *,
+    pictures: Pictures | None = None,
+    skills: Sequence[str] = (),
+    blind: bool = True,
+    text: bool = True,
+) -> list[Report]:
+    """A report of each model and, for the questions without a picture, of the language model alone.
+
+    `pictures` to be asked about, else those of all kinds; only of `skills`, if any are named.
+    """
+    from llava_core.builtin.rebuild import sources
+    from llava_core.eval.builtin import Report, evaluate, load_answerer, text_score
+    from llava_core.eval.questions import SKILLS
+
+    tested = pictures or sources(say, tested=True)
+    asked = tuple(skills or SKILLS)
+    found: list[Report] = []
+    for name, folder in folders.items():
+        say(f"{name}: {folder}")
+        answerer = load_answerer(folder)
+        found.append(
+            evaluate(answerer, tested, name=name, per_skill=per_skill, say=say, skills=asked, blind=blind, text=text)
+        )
+    if text:
+        alone = text_score(load_answerer(language_model(say)), say)
+        found.append(Report(_WORDS, (), 0.0, alone))
+    return found
+
+
+def table(reports: Sequence[Report]) -> str:
+    """Markdown: a row per skill, a column per model, the first model's blind baseline beside it."""
+    from llava_core.eval.questions import SKILLS
+
+    seeing = [report for report in reports if report.scores]
+    heads = ["Skill", "Asked"]
+    for index, report in enumerate(seeing):
+        heads += [report.model, f"{report.model}, blank picture"] if index == 0 else [report.model]
+    rows = [heads, ["---"] * len(heads)]
+    for skill in [score.skill for score in seeing[0].scores] if seeing else []:
+        row = [f"{skill}: {SKILLS[skill][1]}", ""]
+        for index, report in enumerate(seeing):
+            score = next(score for score in report.scores if score.skill == skill)
+            row[1] = row[1] or str(score.asked)
+            said = "" if score.yes is None else f' ("yes" {100 * score.yes / max(score.asked, 1):.0f} %)'
+            row.append(f"{100 * score.share:.0f} %{said}")
+            if index == 0:
+                row.append("" if score.blind is None else f"{100 * score.blind / max(score.asked, 1):.0f} %")
+        rows.append(row)
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    texts = [f"{report.model} {100 * report.text.share:.1f} %" for report in reports if report.text]
+    if texts:
+        lines += ["", f"Of 200 questions without a picture, right: {', '.join(texts)}."]
+    return "\n".join(lines)
+
+
+def card_text(reports: Sequence[Report], *, weak: str = "", trained_on: Sequence[Part] = TRAINING) -> str:
+    """`weak` says in a line what it is bad at, else what the shipped one is."""
+    facts = "\n".join(f"- `{name}`: {words}" for name, words in VARIANTS.items())
+    return f"""# The built-in model
+
+{_ABOUT}
+{facts}
+
+## Figures
+
+{table(reports)}
+
+{_HOW}
+**Weak:** {weak or WEAK.read_text("utf-8").strip()}
+
+## Made of
+
+| Part | What | Licence | MB |
+|---|---|---|---|
+{_rows(SERVED)}
+
+{_trained(trained_on)}
+
+{_CLASSIFIER}{_PHOTOS if trained_on else ""}{_LIMITS}"""
+
+
+def _trained(parts: Sequence[Part]) -> str:
+    if not parts:
+        return "Trained on pictures that were drawn from scratch, and on nothing else."
+    return f"""Trained on, besides what is drawn from scratch; none of it is in the weights' files:
+
+| Part | What | Licence | MB |
+|---|---|---|---|
+{_rows(parts)}"""
+
+
+def _rows(parts: Sequence[Part]) -> str:
+    return "\n".join(
+        f"| {part.name} {part.version} ({part.index}) | {part.what} | {part.licence} | {part.size / 1e6:.0f} |"
+        for part in parts
+    )
+
+
+_ABOUT = """A small LLaVA that answers about pictures on a machine without GPU or model hub: EfficientNet-Lite2 with a
+finder of our own as vision tower, an `mlp2x_gelu` projector, SmolLM2-135M-Instruct. To transformers it is a
+`LlavaForConditionalGeneration` like any other; 36 tokens per picture. The tower's finder (1.6 million weights) was
+taught first, on drawn pictures, to mark objects, letters and bars; the projector starts from the language model's own
+embeddings of the words that the tower's columns stand for. Then came LLaVA's two stages.
+"""
+
+_HOW = """Made by `python -m llava_core.eval builtin`: greedy answers, fixed seeds, pictures and words that no training
+has seen. A blank picture is plain gray. "reading" counts when every letter is right; "reference" when the last of three
+turns is right after the model's own first answers.
+"""
+
+_CLASSIFIER = """The classifier was trained on ImageNet, whose pictures were licensed for research; its class names are
+part of the projector's start. """
+_PHOTOS = """Photographs of birds used in training carry the classifier's own labels, where it was
+sure (50 %). CIFAR-10 is ten kinds of photographs of 32 by 32 pixels. """
+_LIMITS = """The model knows no people, no places and no more
+of the world than a language model of 135 million weights; it is a demonstration, not a source of facts.
+"""
