@@ -1,0 +1,1 @@
+"""What outlives a restart: chats with their pictures, ratings, battles and votes, in SQLite or PostgreSQL."""

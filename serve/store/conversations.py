@@ -1,0 +1,225 @@
+"""Conversations in the store: written as far as they changed, read back whole, listed, renamed, deleted, shared.
+
+Every function works in the transaction it is given. Nothing is found, changed or deleted for another owner.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, distinct, exists, func, or_, select, update
+
+from serve.store.database import upsert
+from serve.store.images import sweep_images
+from serve.store.messages import clean, read_messages, remove_messages, shown_path, write_messages
+from serve.store.records import KeptChat, KeptMessage, Listed, Shared
+from serve.store.tables import CONVERSATIONS, GENERATIONS, MESSAGE_IMAGES, MESSAGES, SHARES
+
+
+def save(connection: Connection, chat: KeptChat, before: Sequence[KeptMessage] | None, now: datetime) -> bool:
+    """Write what differs from `before`, the messages as they were last written; None if that is not known.
+
+    False if the conversation is another owner's, and then nothing is written.
+    """
+    known = connection.execute(select(CONVERSATIONS).where(CONVERSATIONS.c.id == chat.id)).one_or_none()
+    if known and known.owner != chat.owner:
+        return False
+    row = {
+        "id": chat.id,
+        "owner": chat.owner,
+        "title": known.title if known and (known.named or not chat.whole) else clean(chat.title)[:200],
+        "named": bool(known and known.named),
+        "place": chat.place,
+        "system": clean(chat.system),
+        "serial": chat.serial,
+        "created_at": known.created_at if known else now,
+        "updated_at": now,
+    }
+    old = {message.key: message for message in before or ()} if known else {}
+    changed = [message for message in chat.messages if old.get(message.key) != message]
+    if known and not any(_says_more(message, old.get(message.key)) for message in changed):
+        row["updated_at"] = known.updated_at  # a look at another branch, a rating: no reason to come first in the list
+    upsert(connection, CONVERSATIONS, [row])
+    write_messages(connection, chat.id, changed, now)
+    if chat.whole and before is None:
+        there = connection.scalars(select(MESSAGES.c.key).where(MESSAGES.c.conversation_id == chat.id))
+        remove_messages(connection, chat.id, set(there) - {message.key for message in chat.messages})
+    elif chat.whole:
+        remove_messages(connection, chat.id, old.keys() - {message.key for message in chat.messages})
+    return True
+
+
+def load(connection: Connection, conversation: str, owner: str) -> KeptChat | None:
+    row = connection.execute(
+        select(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation, CONVERSATIONS.c.owner == owner)
+    ).one_or_none()
+    if row is None:
+        return None
+    return KeptChat(
+        row.id, row.owner, row.title, row.place, row.system, row.serial, read_messages(connection, conversation)
+    )
+
+
+def is_anothers(connection: Connection, conversation: str, owner: str) -> bool:
+    found = connection.scalar(select(CONVERSATIONS.c.owner).where(CONVERSATIONS.c.id == conversation))
+    return found is not None and found != owner
+
+
+def listed(connection: Connection, owner: str, query: str = "", most: int = 300) -> tuple[Listed, ...]:
+    """The owner's conversations, the latest first; with `query` those with all of its words in title or messages."""
+    asked = (
+        select(CONVERSATIONS.c.id, CONVERSATIONS.c.title, CONVERSATIONS.c.place, CONVERSATIONS.c.updated_at)
+        .where(CONVERSATIONS.c.owner == owner)
+        .order_by(CONVERSATIONS.c.updated_at.desc(), CONVERSATIONS.c.id)
+        .limit(most)
+    )
+    words = clean(query).split()[:8]
+    for word in words:
+        said = exists().where(MESSAGES.c.conversation_id == CONVERSATIONS.c.id, _holds(MESSAGES.c.text, word))
+        asked = asked.where(or_(_holds(CONVERSATIONS.c.title, word), said))
+    rows = connection.execute(asked).all()
+    ids = [row.id for row in rows]
+    models = _grouped(
+        connection,
+        select(GENERATIONS.c.conversation_id, GENERATIONS.c.model)
+        .where(GENERATIONS.c.conversation_id.in_(ids))
+        .distinct(),
+    )
+    pictures = _by_first(
+        connection,
+        select(MESSAGE_IMAGES.c.conversation_id, func.count(distinct(MESSAGE_IMAGES.c.sha256)))
+        .where(MESSAGE_IMAGES.c.conversation_id.in_(ids))
+        .group_by(MESSAGE_IMAGES.c.conversation_id),
+    )
+    shared = _by_first(
+        connection, select(SHARES.c.conversation_id, SHARES.c.token).where(SHARES.c.conversation_id.in_(ids))
+    )
+    found = _excerpts(connection, ids, words[0]) if words else {}
+    return tuple(
+        Listed(
+            row.id,
+            row.title,
+            row.place,
+            row.updated_at,
+            tuple(sorted(models.get(row.id, ()))),
+            pictures.get(row.id, 0),
+            shared.get(row.id),
+            found.get(row.id, ""),
+        )
+        for row in rows
+    )
+
+
+def rename(connection: Connection, conversation: str, owner: str, title: str) -> bool:
+    """False where the owner has no such conversation; the same below."""
+    statement = update(CONVERSATIONS).where(*_its(conversation, owner))
+    return connection.execute(statement.values(title=clean(title)[:200], named=True)).rowcount > 0
+
+
+def remove(connection: Connection, conversation: str, owner: str) -> bool:
+    """The conversation, and the pictures that nobody else has; ratings and shares of it go along."""
+    return _remove_where(connection, and_(*_its(conversation, owner))) > 0
+
+
+def remove_all(connection: Connection, owner: str) -> tuple[str, ...]:
+    """Everything of the owner; the ids of what there was."""
+    ids = tuple(connection.scalars(select(CONVERSATIONS.c.id).where(CONVERSATIONS.c.owner == owner)))
+    _remove_where(connection, CONVERSATIONS.c.owner == owner)
+    return ids
+
+
+def remove_older(connection: Connection, than: datetime) -> int:
+    return _remove_where(connection, CONVERSATIONS.c.updated_at < than)
+
+
+def share(connection: Connection, conversation: str, owner: str, now: datetime) -> str | None:
+    """The token of a link to the conversation as it is shown now; an earlier link of it no longer works."""
+    chat = load(connection, conversation, owner)
+    path = shown_path(chat.messages) if chat else ()
+    if not path:
+        return None
+    withdraw(connection, conversation, owner)
+    token = secrets.token_urlsafe(24)
+    row = {"token": token, "conversation_id": conversation, "last_key": path[-1].key, "created_at": now}
+    upsert(connection, SHARES, [row])
+    return token
+
+
+def withdraw(connection: Connection, conversation: str, owner: str) -> bool:
+    its = select(CONVERSATIONS.c.id).where(*_its(conversation, owner))
+    return connection.execute(delete(SHARES).where(SHARES.c.conversation_id.in_(its))).rowcount > 0
+
+
+def shared(connection: Connection, token: str) -> Shared | None:
+    """What the link shows: the messages from the first to the one that was the last when it was made."""
+    row = connection.execute(
+        select(SHARES.c.conversation_id, SHARES.c.last_key, SHARES.c.created_at, CONVERSATIONS.c.title)
+        .join(CONVERSATIONS, CONVERSATIONS.c.id == SHARES.c.conversation_id)
+        .where(SHARES.c.token == token)
+    ).one_or_none()
+    if row is None:
+        return None
+    by_key = {message.key: message for message in read_messages(connection, row.conversation_id)}
+    path: list[KeptMessage] = []
+    at: str | None = row.last_key
+    while at is not None and at in by_key:
+        path.append(by_key[at])
+        at = by_key[at].parent
+    return Shared(row.title, row.created_at, tuple(reversed(path))) if path else None
+
+
+def _says_more(message: KeptMessage, before: KeptMessage | None) -> bool:
+    return before is None or (message.text, message.generation) != (before.text, before.generation)
+
+
+def _its(conversation: str, owner: str) -> tuple[ColumnElement[bool], ...]:
+    return CONVERSATIONS.c.id == conversation, CONVERSATIONS.c.owner == owner
+
+
+def _holds(column: Any, word: str) -> ColumnElement[bool]:
+    return func.lower(column).contains(word.lower(), autoescape=True)
+
+
+def _remove_where(connection: Connection, which: ColumnElement[bool]) -> int:
+    ids = select(CONVERSATIONS.c.id).where(which)
+    pictures = connection.scalars(
+        select(MESSAGE_IMAGES.c.sha256)
+        .where(MESSAGE_IMAGES.c.conversation_id.in_(ids), MESSAGE_IMAGES.c.sha256.is_not(None))
+        .distinct()
+    ).all()
+    gone = connection.execute(delete(CONVERSATIONS).where(which)).rowcount
+    for start in range(0, len(pictures), 500):
+        sweep_images(connection, [sha for sha in pictures[start : start + 500] if sha])
+    return gone
+
+
+def _by_first(connection: Connection, statement: Any) -> dict[str, Any]:
+    return {row[0]: row[-1] for row in connection.execute(statement)}
+
+
+def _grouped(connection: Connection, statement: Any) -> Mapping[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for row in connection.execute(statement):
+        groups.setdefault(row[0], []).append(row[-1])
+    return groups
+
+
+def _excerpts(connection: Connection, ids: Sequence[str], word: str) -> dict[str, str]:
+    """The first message of each conversation that has the word, cut down to what stands around it."""
+    found: dict[str, str] = {}
+    asked = (
+        select(MESSAGES.c.conversation_id, MESSAGES.c.text)
+        .where(MESSAGES.c.conversation_id.in_(ids), _holds(MESSAGES.c.text, word))
+        .order_by(MESSAGES.c.created_at, MESSAGES.c.position)
+    )
+    for row in connection.execute(asked):
+        conversation, text = row[0], row[-1]
+        if conversation not in found:
+            at = max(0, text.lower().find(word.lower()))
+            start = max(0, at - 40)
+            piece = " ".join(text[start : at + 60].split())
+            found[conversation] = ("…" if start else "") + piece
+    return found

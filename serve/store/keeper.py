@@ -1,0 +1,326 @@
+"""Writes chats to the database from a thread of its own, so that neither tokens nor people ever wait for a disk.
+
+What is handed over is the latest state of a chat, not a list of changes: a state that was not written yet is simply
+replaced by the next. When the database fails, the states wait here, the trouble is told in words and numbers, and
+everything is written once the database is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlchemyError
+
+from llava_core.config import StoreLimits
+from serve.store.conversations import remove_older, save
+from serve.store.database import Database
+from serve.store.images import keep_image, read_picture, stored_image, sweep_images
+from serve.store.records import KeptChat, KeptMessage, KeptPicture
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_REMEMBERED = 500
+"""Chats whose last written state is remembered, so that the next write is only of what changed."""
+
+
+@dataclass(frozen=True)
+class StoreState:
+    """How keeping goes. `trouble` is empty while all is well; `unsaved` chats wait for the database to come back."""
+
+    trouble: str = ""
+    unsaved: int = 0
+    failures: int = 0
+    given_up: int = 0
+    """Chats that could not be kept at all: too many waited, or the database refused just them."""
+
+
+class Keeper:
+    """`note` may be called at every token. Functions given to `do` run in one transaction, after all that was noted."""
+
+    def __init__(
+        self,
+        database: Database,
+        limits: StoreLimits | None = None,
+        *,
+        keep_days: int = 0,
+        originals: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._database = database
+        self._limits = limits or StoreLimits()
+        self._keep_days = keep_days
+        self._originals = originals
+        self._now = now
+        self._changed = threading.Condition()
+        self._unsaved: dict[str, Callable[[], KeptChat]] = {}
+        self._jobs: list[_Job] = []
+        self._written: OrderedDict[str, tuple[KeptMessage, ...]] = OrderedDict()
+        self._hashes: OrderedDict[str, str] = OrderedDict()
+        self._state = StoreState()
+        self._opened = False
+        self._tried = threading.Event()  # to open the database, with whatever success
+        self._closing = False
+        self._retry_s = self._limits.retry_first_s
+        self._swept_at: float | None = None
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, as far as the database lets us within `close_s`, and end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(self._limits.close_s)
+        self._database.close()
+
+    @property
+    def state(self) -> StoreState:
+        with self._changed:
+            waiting = len(self._unsaved) if self._state.trouble else 0
+            return replace(self._state, unsaved=waiting)
+
+    def note(self, chat: str, make: Callable[[], KeptChat]) -> None:
+        """Keep the chat in the state that `make` gives; it is called in the keeper's thread, with the latest only."""
+        with self._changed:
+            waits = chat in self._unsaved
+            if not waits and len(self._unsaved) >= self._limits.max_unsaved:
+                del self._unsaved[next(iter(self._unsaved))]
+                self._state = replace(self._state, given_up=self._state.given_up + 1)
+            self._unsaved[chat] = make
+            if not waits:  # else the thread knows already that there is something to do
+                self._changed.notify()
+
+    def forget(self, chat: str) -> None:
+        """Nothing that was noted of this chat so far is written any more."""
+        with self._changed:
+            self._unsaved.pop(chat, None)
+            self._written.pop(chat, None)
+
+    def do(self, job: Callable[[Connection], T]) -> Future[T]:
+        """The job's result; while the database fails, its error at once."""
+        waiting: Future[T] = Future()
+        with self._changed:
+            if self._state.trouble:
+                waiting.set_exception(StoreTrouble(self._state.trouble))
+            else:
+                self._jobs.append(_Job(job, waiting))
+                self._changed.notify()
+        return waiting
+
+    def read(self, job: Callable[[Connection], T]) -> T:
+        """In the caller's thread, of what is written. Raises StoreTrouble."""
+        self._tried.wait(self._limits.connect_s)
+        if self.state.trouble:
+            raise StoreTrouble(self.state.trouble)
+        try:
+            with self._database.reading() as connection:
+                return job(connection)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("reading from %s failed: %s", self._database.name, error)
+            raise StoreTrouble(_reason(error)) from error
+
+    def remember(self, chat: str, messages: tuple[KeptMessage, ...]) -> None:
+        """What was just read is what is written."""
+        with self._changed:
+            self._written[chat] = messages
+            while len(self._written) > _REMEMBERED:
+                self._written.popitem(last=False)
+
+    def hash_of(self, file: str) -> str | None:
+        """Under which hash the picture in this file is kept, if it is."""
+        with self._changed:
+            return self._hashes.get(file)
+
+    def know(self, file: str, sha256: str) -> None:
+        with self._changed:
+            self._hashes[file] = sha256
+            while len(self._hashes) > 20_000:
+                self._hashes.popitem(last=False)
+
+    # in the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                at_once = not self._opened or self._state.trouble
+                self._changed.wait_for(self._is_due, timeout=0 if at_once else self._limits.sweep_s)
+                closing = self._closing
+                chats, jobs = list(self._unsaved.items()), self._jobs
+                self._jobs = []
+            try:
+                self._open()
+                self._tried.set()
+                for chat, make in chats:
+                    self._keep(chat, make)
+                self._recovered()
+            except (SQLAlchemyError, OSError) as error:
+                self._failed(error, jobs)
+                jobs = []
+            self._tried.set()
+            for job in jobs:
+                self._answer(job)
+            self._sweep()
+            if closing:
+                return
+            with self._changed:
+                pause = self._retry_s if self._state.trouble else self._limits.pause_s
+                self._changed.wait_for(lambda: self._closing or bool(self._jobs), timeout=pause)
+
+    def _is_due(self) -> bool:
+        return bool(self._unsaved or self._jobs or self._closing)
+
+    def _open(self) -> None:
+        if self._opened and not self._state.trouble and not self._database.is_lost:
+            return
+        with self._changed:
+            self._written.clear()
+        self._database.open()
+        self._opened = True
+
+    def _keep(self, chat: str, make: Callable[[], KeptChat]) -> None:
+        try:
+            self._save(make())
+        except (IntegrityError, DataError):
+            with self._changed:
+                self._written.pop(chat, None)  # somebody else changed it: write all of it
+            self._once_more(chat, make)
+        except (SQLAlchemyError, OSError):
+            raise
+        except Exception:
+            self._give_up(chat)
+        with self._changed:
+            if self._unsaved.get(chat) is make:
+                del self._unsaved[chat]
+
+    def _once_more(self, chat: str, make: Callable[[], KeptChat]) -> None:
+        try:
+            self._save(make())
+        except (IntegrityError, DataError):
+            self._give_up(chat)
+
+    def _give_up(self, chat: str) -> None:
+        log.exception("the chat %s cannot be kept", chat[:6])
+        with self._changed:
+            self._state = replace(self._state, given_up=self._state.given_up + 1)
+
+    def _save(self, chat: KeptChat) -> None:
+        with self._changed:
+            before = self._written.get(chat.id)
+        known = {message.key for message in before or ()}
+        with self._database.writing() as connection:
+            messages = tuple(
+                message
+                if not message.pictures
+                else replace(
+                    message,
+                    pictures=tuple(
+                        self._stored(connection, picture, message.key in known) for picture in message.pictures
+                    ),
+                )
+                for message in chat.messages
+            )
+            chat = replace(chat, messages=messages)
+            saved = save(connection, chat, before, self._now())
+        if saved and chat.whole:
+            self.remember(chat.id, chat.messages)
+
+    def _stored(self, connection: Connection, picture: KeptPicture, known: bool) -> KeptPicture:
+        """The picture with the hash it is stored under, and stored under it."""
+        sha256 = picture.sha256 or self.hash_of(picture.file)
+        if sha256 and (known or stored_image(connection, sha256)):
+            return replace(picture, sha256=sha256, file="")
+        found = read_picture(Path(picture.file), original=self._originals) if picture.file else None
+        if found is None:
+            return replace(picture, sha256=None, file="")
+        sha256, image = found
+        keep_image(connection, sha256, image, self._now())
+        self.know(picture.file, sha256)
+        return replace(picture, sha256=sha256, file="")
+
+    def _answer(self, job: _Job) -> None:
+        if not job.waiting.set_running_or_notify_cancel():
+            return
+        try:
+            with self._database.writing() as connection:
+                result = job.run(connection)
+            job.waiting.set_result(result)
+        except (SQLAlchemyError, OSError) as error:
+            self._failed(error, [])
+            job.waiting.set_exception(StoreTrouble(_reason(error)))
+        except Exception as error:
+            job.waiting.set_exception(error)
+
+    def _sweep(self) -> None:
+        """Now and then: chats that were kept long enough, pictures nobody has any more."""
+        now = time.monotonic()
+        if self._state.trouble or (self._swept_at is not None and now - self._swept_at < self._limits.sweep_s):
+            return
+        self._swept_at = now
+        try:
+            with self._database.writing() as connection:
+                if self._keep_days:
+                    gone = remove_older(connection, self._now() - timedelta(days=self._keep_days))
+                    if gone:
+                        log.info("%d chats older than %d days were deleted", gone, self._keep_days)
+                        with self._changed:
+                            self._written.clear()
+                sweep_images(connection)
+                self._database.shrink(connection)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("old chats could not be deleted: %s", error)
+
+    def _recovered(self) -> None:
+        with self._changed:
+            if self._state.trouble:
+                log.warning("%s works again", self._database.name)
+            self._state = replace(self._state, trouble="")
+            self._retry_s = self._limits.retry_first_s
+
+    def _failed(self, error: Exception, jobs: list[_Job]) -> None:
+        reason = _reason(error)
+        with self._changed:
+            first = not self._state.trouble
+            self._state = replace(self._state, trouble=reason, failures=self._state.failures + 1)
+            self._retry_s = self._limits.retry_first_s if first else min(2 * self._retry_s, self._limits.retry_most_s)
+            self._written.clear()
+            jobs = [*jobs, *self._jobs]
+            self._jobs = []
+        if first:
+            log.warning("chats are not kept at the moment, %s: %s", self._database.name, error)
+        for job in jobs:
+            if job.waiting.set_running_or_notify_cancel():
+                job.waiting.set_exception(StoreTrouble(reason))
+
+
+class StoreTrouble(Exception):
+    """The database cannot be used now; the words are for people."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    run: Callable[[Connection], Any]
+    waiting: Future[Any]
+
+
+def _reason(error: Exception) -> str:
+    said = str(error).lower()
+    if "full" in said or "no space" in said or "quota" in said:
+        return "this server's disk is full"
+    if "readonly" in said or "read-only" in said or "permission" in said:
+        return "this server may not write to its database"
+    if isinstance(error, OperationalError | OSError):
+        return "this server's database cannot be reached"
+    return "this server's database does not work as it should"

@@ -1,0 +1,1 @@
+"""How the tables came to be, step by step; a database is brought up to date when it is opened."""
