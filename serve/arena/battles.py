@@ -1,0 +1,274 @@
+"""Blind battles: behind a secret of the browser two models, a chat with each, and one vote that reveals their names.
+
+The two rooms of a battle are called by its secret with `-left` and `-right` after it. Until the vote nothing that goes
+to the browser tells which models they are: neither names nor figures, which would betray the larger one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from random import Random, SystemRandom
+from typing import Any, cast
+
+from llava_core.config import ArenaLimits
+from llava_core.errors import BadRequest, NoWorker, Unauthorized
+from serve.arena import facts
+from serve.arena.board import points_of
+from serve.arena.leaks import find_leak
+from serve.arena.ledger import Ledger
+from serve.arena.pairing import draw
+from serve.page.actions import Message, Rooms, read_owner
+from serve.page.feedback import Feedback
+from serve.page.history import owner_of
+from serve.page.models import ModelList
+from serve.page.session import Chat
+from serve.store.battles import Verdict, VotedBattle
+
+SIDES = ("left", "right")
+LABELS = ("Model A", "Model B")
+_VERDICTS = ("a", "b", "tie", "both_bad")
+_ASKING = ("ask", "edit", "retry", "resume")
+
+
+class BlindRooms(Rooms):
+    """Rooms that may be looked into, to see whether both answers are there. No history has them."""
+
+    @classmethod
+    def beside(cls, rooms: Rooms) -> BlindRooms:
+        """Rooms of their own with the same models and pictures."""
+        return cls(rooms._source, rooms._pictures, Feedback(None))
+
+    def chat_of(self, secret: str, owner: str) -> Chat:
+        held = self._rooms.get(secret)
+        return held.room.chat if held and held.owner == owner else Chat()
+
+
+@dataclass
+class _Battle:
+    """Two models, left and right. `moves` are their points before and after the vote, None while unrated."""
+
+    owner: str
+    models: tuple[str, str]
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    vote: VotedBattle | None = None
+    moves: tuple[tuple[float | None, float | None], ...] = ()
+
+    def shown(self) -> dict[str, Any]:
+        """What the browser may know of it."""
+        if self.vote is None:
+            return {"voted": ""}
+        return {
+            "voted": self.vote.verdict,
+            "reason": self.vote.reason,
+            "left_out": self.vote.left_out,
+            "models": [
+                {"label": label, "name": name, "before": before, "after": after}
+                for label, name, (before, after) in zip(LABELS, self.models, self.moves, strict=True)
+            ],
+        }
+
+
+class Arena:
+    """Its methods belong to one event loop."""
+
+    def __init__(
+        self,
+        rooms: BlindRooms,
+        models: ModelList,
+        ledger: Ledger,
+        *,
+        recording: bool = False,
+        limits: ArenaLimits | None = None,
+        random: Random | None = None,
+    ) -> None:
+        """`recording` keeps what was said with each vote."""
+        self.rooms = rooms
+        self.ledger = ledger
+        self.recording = recording
+        self._models = models
+        self._limits = limits or ArenaLimits()
+        self._random = random or SystemRandom()
+        self._battles: OrderedDict[str, _Battle] = OrderedDict()
+        self._changing = asyncio.Lock()
+
+    @property
+    def promise(self) -> str:
+        """What the page says about what is kept."""
+        kept = "on this server" if self.ledger.is_kept else "in this server's memory until it restarts"
+        if self.recording:
+            return (
+                f"Votes are kept {kept} with the whole conversation, without its pictures, for whoever runs it; the "
+                "Leaderboard's downloads leave it out."
+            )
+        return (
+            f"Votes are kept {kept} with the models' names, your reason and the length of the answers, "
+            "but not what you ask nor what is answered."
+        )
+
+    async def act(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
+        """As `Rooms.act`, with the hidden model in place of whichever the message names."""
+        addressed, secret, side = await self._addressed(message)
+        async with aclosing(cast("Any", self.rooms.act(addressed, reader))) as views:
+            async for view in views:
+                yield self._blind(view, secret, side)
+
+    async def tell(self, message: Message) -> dict[str, Any]:
+        addressed, secret, side = await self._addressed(message)
+        return self._blind(await self.rooms.tell(addressed), secret, side)
+
+    async def export(self, message: Message) -> str:
+        secret, _ = _parts(message)
+        battle = self._of(secret, _owner(message, secret))
+        if battle is None or battle.vote is None:
+            raise BadRequest("a file would tell the models' names; vote first")
+        return await self.rooms.export(message)
+
+    async def vote(self, message: Message) -> dict[str, Any]:
+        """Count the vote and tell the names. The same vote again may add a reason. Raises BadRequest otherwise."""
+        secret, _ = _parts(message)
+        owner = _owner(message, secret)
+        verdict, reason = str(message.get("verdict")), " ".join(str(message.get("reason") or "").split())
+        if verdict not in _VERDICTS:
+            raise BadRequest("a vote is a, b, tie or both_bad", param="verdict")
+        reason = reason[: self._limits.max_reason]
+        async with self._changing:
+            battle = self._of(secret, owner)
+            if battle is None:
+                raise BadRequest("there is no battle here yet; ask both models something first")
+            if battle.vote and battle.vote.verdict != verdict:
+                raise BadRequest("the names are known, so this battle takes no other vote; begin a new one")
+            if battle.vote is None:
+                await self._count(battle, secret, cast("Verdict", verdict), reason)
+            elif reason and reason != battle.vote.reason:
+                battle.vote = replace(battle.vote, reason=reason)
+                self.ledger.add(battle.vote)
+        return battle.shown()
+
+    async def _count(self, battle: _Battle, secret: str, verdict: Verdict, reason: str) -> None:
+        chats = tuple(self.rooms.chat_of(f"{secret}-{side}", battle.owner) for side in SIDES)
+        left, right = chats
+        if not all(facts.is_complete(chat) for chat in chats):
+            raise BadRequest("a vote needs both answers, complete and not empty; wait for them or ask again")
+        if facts.questions_of(left) != facts.questions_of(right):
+            raise BadRequest("the two models were not asked the same; show the same wording on both sides")
+        voted = VotedBattle(
+            id=battle.id,
+            owner=battle.owner,
+            models=battle.models,
+            verdict=verdict,
+            voted_at=datetime.now(UTC),
+            reason=reason,
+            categories=facts.categories_of(left, self._limits.long_question),
+            left_out=await self._leak(battle, chats),
+            turns=len(left.turns),
+            styles=(facts.style_of(left), facts.style_of(right)),
+            conversations=(facts.conversation_of(left), facts.conversation_of(right)) if self.recording else None,
+        )
+        known = await self.ledger.battles()
+        battle.moves = await asyncio.to_thread(partial(_moves, known, voted))
+        battle.vote = voted
+        self.ledger.add(voted)
+
+    async def _leak(self, battle: _Battle, chats: Iterable[Chat]) -> str:
+        """Why this battle does not count, if an answer told its model."""
+        offer = await self._models.offer()
+        served = {card.info.name for card in offer.cards} | set(battle.models)
+        for chat in chats:
+            asked = "\n".join(turn.text for turn in chat.turns)
+            for turn in chat.turns:
+                found = find_leak(turn.answer.text, served, asked)
+                if found:
+                    return f"an answer said {found[:36]!r}"
+        return ""
+
+    async def _addressed(self, message: Message) -> tuple[dict[str, Any], str, int]:
+        """The message with the model it goes to, the battle's secret, the side."""
+        secret, side = _parts(message)
+        owner = _owner(message, secret)
+        addressed = {**message, "model": "", "place": "arena"}
+        if message.get("do") == "rate":
+            raise BadRequest("in the arena the vote is the rating")
+        if message.get("do") in _ASKING:
+            async with self._changing:
+                battle = self._of(secret, owner) or await self._begin(secret, owner)
+            addressed["model"] = battle.models[side]
+        if not message.get("owner"):
+            addressed["owner"] = secret
+        return addressed, secret, side
+
+    async def _begin(self, secret: str, owner: str) -> _Battle:
+        names = [card.info.name for card in (await self._models.offer()).cards]
+        if len(names) < 2:
+            raise NoWorker(f"a battle needs two models and {len(names)} is on offer; start another and come back")
+        battle = _Battle(owner, draw(names, await self.ledger.met(), self._random))
+        self._battles[secret] = battle
+        while len(self._battles) > self._limits.max_open:
+            self._battles.popitem(last=False)
+        return battle
+
+    def _of(self, secret: str, owner: str) -> _Battle | None:
+        battle = self._battles.get(secret)
+        if battle is None:
+            return None
+        if battle.owner != owner:
+            raise Unauthorized("this battle belongs to another browser", param="room")
+        self._battles.move_to_end(secret)
+        return battle
+
+    def _blind(self, view: dict[str, Any], secret: str, side: int) -> dict[str, Any]:
+        battle = self._battles.get(secret)
+        if battle is None:  # forgotten, or never begun: then there is nobody whose name could be told
+            return {**_masked(view, {}, LABELS[side]), "battle": {"voted": ""}}
+        if battle.vote is None:
+            hidden = dict(zip(battle.models, LABELS, strict=True))
+            view = _masked(view, hidden, LABELS[side])
+        return {**view, "battle": battle.shown()}
+
+
+def _masked(value: Any, hidden: Mapping[str, str], label: str) -> Any:
+    """What is shown, without what tells the model: its name in its own field and in notices, and all figures."""
+    if isinstance(value, Mapping):
+        given = cast("Mapping[str, Any]", value)
+        return {name: _masked_field(name, field, hidden, label) for name, field in given.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(each, hidden, label) for each in cast("list[Any]", value)]
+    return value
+
+
+def _masked_field(name: str, value: Any, hidden: Mapping[str, str], label: str) -> Any:
+    if name == "model":
+        return label
+    if name == "figures":
+        return None
+    if name == "message" and isinstance(value, str):
+        for model in sorted(hidden, key=len, reverse=True):
+            # Sentences begin with a capital, whatever they begin with.
+            value = re.sub(re.escape(model), hidden[model], value, flags=re.IGNORECASE)
+        return value
+    return _masked(value, hidden, label)
+
+
+def _moves(known: Iterable[VotedBattle], voted: VotedBattle) -> tuple[tuple[float | None, float | None], ...]:
+    before = points_of(known)
+    after = points_of([*known, voted])
+    return tuple((before.get(model), after.get(model)) for model in voted.models)
+
+
+def _parts(message: Message) -> tuple[str, int]:
+    """The battle's secret and the side that the message is about."""
+    secret, _, side = str(message.get("room") or "").rpartition("-")
+    if side not in SIDES or len(secret) < 20:
+        raise BadRequest("this page lost track of its battle; reload it", param="room")
+    return secret, SIDES.index(side)
+
+
+def _owner(message: Message, secret: str) -> str:
+    return read_owner(message) or owner_of(secret)
