@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from llava_core.chat_events import DONE, AnswerHead, chunk_event, completion, error_event, sse, usage_event
+from llava_core.chat_events import DONE, AnswerHead, ChunkEvents, completion, error_event, sse, usage_event
 from llava_core.chat_protocol import ChatCall
 from llava_core.config import ServerLimits
-from llava_core.errors import EngineFailure, LlavaError
+from llava_core.errors import EngineFailure, LlavaError, NoWorker
 from llava_core.types import Chunk
+from serve.at_once import before_waiting, within
+from serve.deadline import in_time
 from serve.error_handlers import error_response
 from serve.http_errors import status_of
+from serve.metrics import Outcome, Watched
+from serve.tracing import Span, counted, tell_phases
 
 log = logging.getLogger(__name__)
 
+_MOST_TOGETHER = 64 * 1024
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -34,14 +39,24 @@ class ChatAnswer(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, call: ChatCall, chunks: AsyncIterator[Chunk], limits: ServerLimits) -> None:
+    def __init__(
+        self,
+        call: ChatCall,
+        chunks: AsyncIterator[Chunk],
+        limits: ServerLimits,
+        watched: Watched | None = None,
+        on_failure: Callable[[LlavaError], None] | None = None,
+        span: Span | None = None,
+    ) -> None:
+        """`span` ends with the answer, and is told what became of it."""
         super().__init__(headers=_STREAM_HEADERS)
         del self.headers["content-length"]
         self._call = call
         self._chunks = chunks
         self._limits = limits
         self._head = AnswerHead(call.request.id, call.request.model)
-        self._record = _Record(call)
+        self._record = _Record(call, watched, span)
+        self._on_failure = on_failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = asyncio.create_task(self._answer(scope, receive, send))
@@ -62,7 +77,7 @@ class ChatAnswer(Response):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            first = await anext(self._chunks)
+            first = await in_time(anext(self._chunks), self._call.request)
         except Exception as error:
             failure = self._failure(error)
             self._record.failed(failure)
@@ -80,31 +95,47 @@ class ChatAnswer(Response):
 
     async def _send_stream(self, first: Chunk, send: Send) -> None:
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await self._send_event(send, sse(chunk_event(self._head, first, first=True)))
-        last, named = first, {first.index}
+        events = ChunkEvents(self._head, with_ids=self._call.with_ids)
+        # What is ready together goes out together. Nothing stays here while the next chunk is waited for.
+        ready = bytearray(events.write(first))
+
+        async def flush() -> None:
+            if ready:
+                event = bytes(ready)
+                ready.clear()
+                await self._send_event(send, event)
+
+        last = first
         try:
-            async for chunk in self._chunks:
+            while (chunk := await before_waiting(anext(self._chunks, None), flush)) is not None:
                 self._record.took(chunk)
-                await self._send_event(send, sse(chunk_event(self._head, chunk, first=chunk.index not in named)))
+                ready += events.write(chunk)
                 last = chunk
-                named.add(chunk.index)
+                if len(ready) > _MOST_TOGETHER:
+                    await flush()
         except _ReaderTooSlow:
             raise
         except Exception as error:
             failure = self._failure(error)
             self._record.failed(failure)
-            await self._send_event(send, sse(error_event(failure)))
+            ready += sse(error_event(failure))
         else:
-            ending = sse(usage_event(self._head, last.usage)) if self._call.include_usage and last.usage else b""
-            await self._send_event(send, ending + sse(DONE))
-        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+            if self._call.include_usage and last.usage:
+                ready += sse(usage_event(self._head, last.usage))
+            ready += sse(DONE)
+        # With its end, so that a reader sees both at once and can use the connection again.
+        await self._send(send, {"type": "http.response.body", "body": bytes(ready), "more_body": False})
 
     async def _send_whole(self, first: Chunk, scope: Scope, receive: Receive, send: Send) -> None:
         chunks = [first]
-        try:
+
+        async def take_all() -> None:
             async for chunk in self._chunks:
                 self._record.took(chunk)
                 chunks.append(chunk)
+
+        try:
+            await in_time(take_all(), self._call.request)
             answer: Response = JSONResponse(completion(self._head, chunks))
         except Exception as error:
             failure = self._failure(error)
@@ -117,8 +148,7 @@ class ChatAnswer(Response):
 
     async def _send(self, send: Send, message: Message) -> None:
         try:
-            async with asyncio.timeout(self._limits.send_s):
-                await send(message)
+            await within(lambda: asyncio.timeout(self._limits.send_s), send(message))
         except TimeoutError:
             raise _ReaderTooSlow from None
 
@@ -137,6 +167,8 @@ class ChatAnswer(Response):
             log.error("request %s failed: %s", request_id, error.message, exc_info=error.__cause__)
         if error.request_id is None and status_of(error) >= 500:
             error.request_id = request_id
+        if self._on_failure is not None:
+            self._on_failure(error)
         # The traceback leads to frames that hold the error and the whole request: a circle of megabytes of pictures.
         return error.with_traceback(None)
 
@@ -153,37 +185,58 @@ async def _reader_leaves(receive: Receive) -> None:
 class _Record:
     """One line of log per request: who asked for how much, what became of it. No word of the chat."""
 
-    def __init__(self, call: ChatCall) -> None:
+    def __init__(self, call: ChatCall, watched: Watched | None, span: Span | None) -> None:
         self._call = call
+        self._span = span
+        self._watched = watched
         self._began = time.monotonic()
         self._first_at: float | None = None
         self._end: Chunk | None = None
+        self._kind: Outcome = "cancelled"
         self.outcome = "left"
         """Until something else is known: the reader went away."""
 
     def took(self, chunk: Chunk) -> None:
+        if self._watched is not None:
+            self._watched.took(len(chunk.token_ids) or 1)
         if self._first_at is None:
             self._first_at = time.monotonic()
+            if self._span is not None:
+                self._span.event("first token")
+        if chunk.phases is not None and self._span is not None:
+            tell_phases(self._span.traceparent, chunk.phases, chunk.usage)
         if chunk.finish_reason is not None:
             self._end = chunk
-            self.outcome = chunk.finish_reason
+            self.outcome, self._kind = chunk.finish_reason, "ok"
 
     def failed(self, error: LlavaError) -> None:
         self.outcome = f"{error.code} {status_of(error)}"
+        refused = status_of(error) < 500 or isinstance(error, NoWorker)
+        self._kind = "rejected" if refused and self._first_at is None else "error"
+        if self._watched is not None:
+            self._watched.failed(error.code)
+        if self._span is not None:
+            self._span.failed(error)
 
     def write(self) -> None:
         request, now = self._call.request, time.monotonic()
         usage = self._end.usage if self._end else None
-        log.info(
-            "chat %s model=%s messages=%d images=%d stream=%s outcome=%s prompt_tokens=%s tokens=%s first=%s took=%.3f",
-            request.id,
-            ascii(request.model[:100]),
-            len(request.messages),
-            len(request.images),
-            self._call.stream,
-            self.outcome,
-            usage.prompt_tokens if usage else "-",
-            usage.completion_tokens if usage else "-",
-            "-" if self._first_at is None else f"{self._first_at - self._began:.3f}",
-            now - self._began,
-        )
+        if self._watched is not None:
+            reason = (self._end.finish_reason or "") if self._end and self._kind == "ok" else ""
+            self._watched.ended(self._kind, reason=reason, usage=usage)
+        if self._span is not None:
+            self._span.note({"llava.outcome": self.outcome, **(counted(usage) if usage else {})})
+            self._span.end()
+        fields = {
+            "model": ascii(request.model[:100]),
+            "messages": len(request.messages),
+            "images": len(request.images),
+            "stream": self._call.stream,
+            "outcome": self.outcome,
+            "prompt_tokens": usage.prompt_tokens if usage else "-",
+            "tokens": usage.completion_tokens if usage else "-",
+            "first": "-" if self._first_at is None else f"{self._first_at - self._began:.3f}",
+            "took": f"{now - self._began:.3f}",
+        }
+        told = " ".join(f"{name}={value}" for name, value in fields.items())
+        log.info("chat %s %s", request.id, told, extra={"fields": {"request_id": request.id, **fields}})

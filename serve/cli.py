@@ -16,10 +16,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llava_core.config import CONTROLLER_PORT
+from llava_core.checkpoints.precision import QUANTIZE, one_quantize
+from llava_core.config import CONTROL_PORT
 from llava_core.engines.load import EngineOptions
 from llava_core.errors import BadRequest, LlavaError
 from llava_core.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Request, Sampling
+from serve import tracing
+from serve.engine_flags import batch_limits, checked_dtype
 from serve.model_paths import find_model
 from serve.terminal.answer import Answer, figures, harmless, stream_answer
 from serve.terminal.chat import Chat, read_picture
@@ -32,7 +35,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     controller: Annotated[
         str, typer.Option(metavar="URL", help="The controller to ask; a worker's address serves too.")
-    ] = f"http://127.0.0.1:{CONTROLLER_PORT}",
+    ] = f"http://127.0.0.1:{CONTROL_PORT}",
     local: Annotated[
         str | None, typer.Option(metavar="PATH", help="Load this checkpoint here instead of asking a controller.")
     ] = None,
@@ -61,8 +64,20 @@ def main(
     model_base: Annotated[str | None, typer.Option(help="With --local: the base of a LoRA or projector.")] = None,
     device: Annotated[str, typer.Option(help="With --local: auto, cpu, cuda, cuda:1, mps…")] = "auto",
     dtype: Annotated[str, typer.Option(help="With --local: auto, float32, bfloat16 or float16.")] = "auto",
-    load_4bit: Annotated[bool, typer.Option("--load-4bit", help="With --local: quantise to 4 bit.")] = False,
-    load_8bit: Annotated[bool, typer.Option("--load-8bit", help="With --local: quantise to 8 bit.")] = False,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="KIND", help=f"With --local: {', '.join(QUANTIZE)}. [default: not quantised]")
+    ] = None,
+    load_4bit: Annotated[bool, typer.Option("--load-4bit", help="With --local: the same as --quantize nf4.")] = False,
+    load_8bit: Annotated[bool, typer.Option("--load-8bit", help="With --local: the same as --quantize int8.")] = False,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="With --local: memory for the chat's keys and values, 8GiB or 40%."),
+    ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option(metavar="MODE", help="With --local: guess words of greedy answers ahead: auto, on, off."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="With --local: threads of the model on a CPU.")] = None,
     conv_template: Annotated[
         str | None, typer.Option(help="With --local: prompt template of an original-format checkpoint.")
     ] = None,
@@ -77,10 +92,10 @@ def main(
             model_path=None if local is None else find_model(local, Path.cwd(), "--local"),
             model_base=None if model_base is None else find_model(model_base, Path.cwd(), "--model-base"),
             device=device,
-            dtype=dtype,
-            load_4bit=load_4bit,
-            load_8bit=load_8bit,
+            dtype=checked_dtype(dtype),
+            quantize=one_quantize(quantize, load_4bit=load_4bit, load_8bit=load_8bit),
             conv_template=conv_template,
+            batch=batch_limits(kv_memory=kv_memory, speculate=speculate, threads=threads),
         )
         sampling = Sampling(
             max_tokens=max_tokens,
@@ -94,6 +109,7 @@ def main(
         chat = Chat(system=system, attached=[read_picture(name) for name in image or []])
         question = _question(prompt)
         source = _remote(controller) if local is None else _local(options)
+        tracing.start_tracing("cli")
         asyncio.run(_converse(source, model, chat, question, sampling, quiet=quiet))
     except LlavaError as error:
         _console().print(f"error: {error.message}", markup=False, soft_wrap=True)
@@ -106,6 +122,8 @@ def main(
         # Whoever read our answer has heard enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    finally:
+        tracing.stop_tracing()
 
 
 def _question(prompt: str | None) -> str | None:

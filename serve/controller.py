@@ -1,4 +1,4 @@
-"""Knows which workers are alive and sends requests to them; its /v1 speaks for all of them.
+"""Knows which workers are alive and sends requests to them; its /v1, on a port of its own, speaks for all of them.
 python -m serve.controller --host 127.0.0.1 --port 21001 --dispatch-method shortest_queue
 """
 
@@ -7,24 +7,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
 from fastapi import APIRouter, FastAPI
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
 
-from llava_core.config import CONTROLLER_PORT, ClientTimings, RequestLimits, ServerLimits, WorkerTimings
+from llava_core.config import (
+    CONTROL_PORT,
+    CONTROLLER_PORT,
+    BreakerLimits,
+    ClientTimings,
+    RequestLimits,
+    ServerLimits,
+    WorkerTimings,
+)
 from llava_core.errors import LlavaError, NoWorker
+from serve import moderation_flags as judging
+from serve import quota_flags as allowing
+from serve import tracing
 from serve.client import Client
+from serve.credentials import check_exposure, is_loopback, make_token
 from serve.dispatch import POLICIES
-from serve.error_handlers import add_error_handlers
-from serve.gateway import PoolDirectory, gateway_routes
-from serve.http_frame import frame
+from serve.error_handlers import add_error_handlers, wrong_field_response
+from serve.gate import Gate
+from serve.gateway import PoolDirectory, gateway_routes, is_chat
+from serve.http_frame import Endpoint, frame
+from serve.key_ring import KeyRing, keys_file
+from serve.membership import waking_clock, watch
+from serve.metrics import Metrics
+from serve.moderation import Moderation
 from serve.protocol import (
     AddressQuery,
     HeartBeat,
@@ -33,10 +53,15 @@ from serve.protocol import (
     Registration,
     Waiting,
     WorkerAddress,
+    WorkerList,
     WorkerName,
     WorkerStatus,
 )
-from serve.server import listen, own_address, run_server, start_logging
+from serve.quota import Quota
+from serve.quotas import Quotas
+from serve.server import listen, own_address, run, run_server, start_logging
+from serve.v1 import CHAT_PATH, chat_endpoint
+from serve.worker_lines import WorkerLines
 from serve.worker_pool import WorkerPool
 
 # Plain help: boxes cut long option names short.
@@ -47,20 +72,38 @@ log = logging.getLogger("serve.controller")
 def create_app(
     pool: WorkerPool,
     *,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
     limits: RequestLimits | None = None,
     server: ServerLimits | None = None,
     client_timings: ClientTimings | None = None,
+    breakers: BreakerLimits | None = None,
+    token: str | None = None,
+    keys: KeyRing | None = None,
+    local: bool = False,
+    moderation: Moderation | None = None,
+    quotas: Quotas | None = None,
+    gate: Gate | None = None,
 ) -> FastAPI:
+    """The controller's app, and as `app.state.public` its face for everybody, on which there is no control plane. With
+    a `token`, only who shows it may register workers and ask about them; with `keys`, the API asks for one of them. A
+    `local` one answers to names of this machine only. `gate` is the control plane's, where it is not the same."""
     limits, server = limits or RequestLimits(), server or ServerLimits()
-    client = Client("", timings=client_timings, directory=PoolDirectory(pool, clock))
-    workers = httpx.AsyncClient(timeout=pool.timings.control_timeout_s, trust_env=False)
+    clock = clock or waking_clock()
+    directory = PoolDirectory(pool, clock)
+    client = Client("", timings=client_timings, directory=directory, breakers=breakers, credential=token)
+    shown = {"Authorization": f"Bearer {token}"} if token else None
+    workers = httpx.AsyncClient(timeout=pool.timings.control_timeout_s, trust_env=False, headers=shown)
+    lines = WorkerLines(pool, clock)
+    metrics = Metrics(lambda: pool.load(clock()))
+    client.events = metrics.events
+    if moderation is not None:
+        client.moderation, moderation.events = moderation, metrics.events
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        sweeping = asyncio.create_task(_sweep(pool, clock))
+        watching = asyncio.create_task(watch(pool, clock, workers))
         yield
-        sweeping.cancel()
+        watching.cancel()
         await client.aclose()
         await workers.aclose()
 
@@ -68,13 +111,34 @@ def create_app(
         title="LLaVA Serve controller", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     add_error_handlers(app)
-    frame(app, limits.max_body_bytes, server)
-    app.include_router(_control_routes(pool, clock, workers))
-    app.include_router(gateway_routes(client, limits=limits, server=server))
+    chats = chat_endpoint(
+        client,
+        limits=limits,
+        server=server,
+        metrics=metrics,
+        refusal=lambda: client.refusal(pool.places(clock())),
+    )
+    direct = {CHAT_PATH: chats, "/get_worker_address": _address(pool, clock)}
+    everybodys = Gate(token, keys, local=local)
+    frame(app, limits.max_body_bytes, server, direct=direct, gate=gate or everybodys, quotas=quotas)
+    app.state.lines = lines
+    app.state.public = public = FastAPI(
+        title="LLaVA Serve", docs_url=None, redoc_url=None, redirect_slashes=False, openapi_url=None
+    )
+    add_error_handlers(public)
+    frame(public, limits.max_body_bytes, server, direct={CHAT_PATH: chats}, gate=everybodys, quotas=quotas)
+    public.include_router(_health_routes(pool, clock))
+    public.include_router(gateway_routes(client, limits=limits, server=server, metrics=metrics))
+    app.include_router(_control_routes(pool, clock, workers, lines))
+    app.include_router(_health_routes(pool, clock))
+    app.include_router(gateway_routes(client, limits=limits, server=server, metrics=metrics))
+    app.get("/metrics")(metrics.endpoint())
     return app
 
 
-def _control_routes(pool: WorkerPool, clock: Callable[[], float], workers: httpx.AsyncClient) -> APIRouter:
+def _control_routes(
+    pool: WorkerPool, clock: Callable[[], float], workers: httpx.AsyncClient, lines: WorkerLines
+) -> APIRouter:
     router = APIRouter()
 
     @router.post("/register_worker")
@@ -83,6 +147,12 @@ def _control_routes(pool: WorkerPool, clock: Callable[[], float], workers: httpx
             names = ", ".join(map(ascii, registration.worker_status.model_names))
             log.info("registered %s with %s", registration.worker_name, names)
         return Known(True)
+
+    @router.post("/hold_worker_line")
+    async def hold_worker_line(worker: WorkerName) -> Response:
+        if not pool.lists(worker.worker_name, clock()):
+            raise HTTPException(409, f"{worker.worker_name[:200]} is not registered; register first")
+        return lines.hold(worker.worker_name)
 
     @router.post("/receive_heart_beat")
     async def receive_heart_beat(beat: HeartBeat) -> Known:
@@ -93,6 +163,10 @@ def _control_routes(pool: WorkerPool, clock: Callable[[], float], workers: httpx
         if pool.deregister(worker.worker_name):
             log.info("%s said goodbye", worker.worker_name)
         return Known(False)
+
+    @router.post("/list_workers")
+    async def list_workers() -> WorkerList:
+        return WorkerList(pool.listed(clock()))
 
     @router.post("/worker_is_listed")
     async def worker_is_listed(worker: WorkerName) -> Known:
@@ -129,6 +203,12 @@ def _control_routes(pool: WorkerPool, clock: Callable[[], float], workers: httpx
             raise NoWorker("no worker is running yet; start one with python -m serve.model_worker", retry_after=5)
         return total
 
+    return router
+
+
+def _health_routes(pool: WorkerPool, clock: Callable[[], float]) -> APIRouter:
+    router = APIRouter()
+
     @router.get("/health/live")
     async def live() -> dict[str, str]:
         return {"status": "live"}
@@ -142,6 +222,26 @@ def _control_routes(pool: WorkerPool, clock: Callable[[], float], workers: httpx
     return router
 
 
+def _address(pool: WorkerPool, clock: Callable[[], float]) -> Endpoint:
+    """`/get_worker_address` with less ado: it is asked for before every answer."""
+
+    async def get_worker_address(http: HttpRequest) -> Response:
+        content_type = http.headers.get("content-type", "")
+        body = await http.body()
+        try:
+            query = _QUERY.validate_json(
+                body if content_type.partition(";")[0].strip().lower() == "application/json" else b""
+            )
+        except ValidationError as error:
+            return wrong_field_response(error.errors())
+        with tracing.span("pick a worker", parent=tracing.parent_of(http.headers), kind="server"):
+            address = pool.pick(query.model, clock(), query.exclude)
+        return JSONResponse({"address": address})
+
+    return get_worker_address
+
+
+_QUERY = TypeAdapter(AddressQuery)
 _STATUS = TypeAdapter(WorkerStatus)
 
 
@@ -153,17 +253,14 @@ async def _ask_status(workers: httpx.AsyncClient, address: str) -> WorkerStatus 
         return None
 
 
-async def _sweep(pool: WorkerPool, clock: Callable[[], float]) -> None:
-    while True:
-        await asyncio.sleep(pool.timings.lease_s / 4)
-        for address in pool.expire(clock()):
-            log.warning("%s has been silent for %.0f s and is no longer listed", address, pool.timings.lease_s)
-
-
 @app.command()
 def main(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = CONTROLLER_PORT,
+    host: Annotated[str, typer.Option(help="Address of the API; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the API; 0 for any free one.")] = CONTROLLER_PORT,
+    control_host: Annotated[
+        str, typer.Option(help="Address of the control plane, which workers, page and command line talk to.")
+    ] = "127.0.0.1",
+    control_port: Annotated[int, typer.Option(help="Port of the control plane; 0 for any free one.")] = CONTROL_PORT,
     dispatch_method: Annotated[
         str, typer.Option(help=f"How the next worker is chosen: {' or '.join(POLICIES)}.")
     ] = "shortest_queue",
@@ -173,20 +270,67 @@ def main(
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that running answers have to finish after the first signal.")
     ] = WorkerTimings.drain_s,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="The file with the API keys that python -m serve.keys makes.", show_default="data/keys.json"),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let a network use the API though nobody is asked for a key.")
+    ] = False,
+    key_rate: allowing.KeyRate = None,
+    key_at_once: allowing.KeyAtOnce = None,
+    address_rate: allowing.AddressRate = None,
+    address_at_once: allowing.AddressAtOnce = None,
+    rate_storage: allowing.Storage = allowing.IN_MEMORY,
+    trusted_proxies: allowing.Proxies = 0,
+    moderation_url: judging.Url = None,
+    moderation_model: judging.Model = None,
+    moderation_classifier: judging.ByFunction = None,
+    moderation_fail_open: judging.FailOpen = None,
 ) -> None:
     """Know which workers are alive, send requests to them, and answer /v1 for all of them."""
     if dispatch_method not in POLICIES:
         raise typer.BadParameter(f"must be one of {', '.join(POLICIES)}", param_hint="--dispatch-method")
     start_logging()
+    tracing.start_tracing("controller")
     try:
-        listener = listen(host, port)
+        token, ring = make_token(), KeyRing(keys or keys_file())
+        remedy = "make a key with python -m serve.keys add NAME"
+        judge = judging.moderation(moderation_url, moderation_model, moderation_classifier, moderation_fail_open)
+        check_exposure(host, guarded=ring.asks, insecure=insecure, remedy=remedy)
+        quotas = Quotas(
+            key=Quota(key_rate, key_at_once),
+            address=Quota(address_rate, address_at_once),
+            of_key=ring.quota_of,
+            applies=is_chat,
+            storage=rate_storage,
+            proxies=trusted_proxies,
+        )
+        listener, public = listen(control_host, control_port), listen(host, port)
     except LlavaError as error:
         print(error.message, file=sys.stderr)
         raise typer.Exit(2) from None
     timings = replace(WorkerTimings(), lease_s=lease, drain_s=drain)
-    app = create_app(WorkerPool(policy=POLICIES[dispatch_method], timings=timings))
-    log.info("listening on %s", own_address(host, listener))
-    asyncio.run(run_server(app, listener, drain_s=timings.drain_s))
+    local, here = is_loopback(host) and not insecure, is_loopback(control_host)
+    app = create_app(
+        WorkerPool(policy=POLICIES[dispatch_method], timings=timings),
+        token=token,
+        keys=ring,
+        local=local,
+        moderation=judge,
+        quotas=quotas,
+        # On a network, the API on the control plane's port is for our own processes; others have the one beside it.
+        gate=Gate(token, ring, api="key" if here else "control", local=here and not insecure),
+    )
+    log.info("the API is at %s/v1", own_address(host, public))
+    log.info("the control plane, for workers and the page, is at %s", own_address(control_host, listener))
+
+    async def end_lines() -> None:
+        app.state.lines.close()
+
+    beside = app.state.public, public
+    run(run_server(app, listener, drain_s=timings.drain_s, before_drain=end_lines, beside=beside))
+    tracing.stop_tracing()
 
 
 if __name__ == "__main__":

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
-import httpx
 from pydantic import TypeAdapter
 
 from llava_core.config import ClientTimings
 from llava_core.errors import LlavaError, NoWorker, UnknownModel
+from serve import tracing
 from serve.http_errors import error_from
+from serve.http_session import HTTP_ERRORS, HttpSession
 from serve.protocol import AddressQuery, Known, ModelCard, WorkerAddress, read_models
 
 T = TypeVar("T")
 
+_JSON = {"Content-Type": "application/json"}
 _ADDRESS = TypeAdapter(WorkerAddress)
 _KNOWN = TypeAdapter(Known)
 
@@ -40,21 +43,21 @@ class Directory(Protocol):
 class HttpDirectory:
     """Asks a controller at its address; any other OpenAI-compatible server there counts as the one worker."""
 
-    def __init__(self, http: httpx.AsyncClient, controller: str, timings: ClientTimings) -> None:
+    def __init__(self, http: HttpSession, controller: str, timings: ClientTimings) -> None:
         self._http = http
         self._controller = controller.rstrip("/")
         self._timings = timings
 
     async def cards(self) -> tuple[ModelCard, ...]:
         answer = await self._ask("GET", "/v1/models")
-        if answer.status_code != 200:
+        if answer.status != 200:
             raise self._error(answer)
         return self._read(answer, read_models)
 
     async def pick(self, model: str, exclude: Sequence[str]) -> str:
         query = AddressQuery(model, tuple(exclude))
         answer = await self._ask("POST", "/get_worker_address", asdict(query))
-        if answer.status_code == 200:
+        if answer.status == 200:
             return self._read(answer, _ADDRESS.validate_python).address
         if self._is_plain_server(answer):
             if self._controller in exclude:
@@ -65,32 +68,50 @@ class HttpDirectory:
     async def is_worth_waiting_for(self, address: str, *, begun: bool) -> bool | None:
         try:
             answer = await self._ask("POST", "/worker_is_worth_waiting_for", {"worker_name": address, "begun": begun})
-            return self._read(answer, _KNOWN.validate_python).exist if answer.status_code == 200 else None
+            return self._read(answer, _KNOWN.validate_python).exist if answer.status == 200 else None
         except NoWorker:
             return None
 
-    async def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+    async def _ask(self, method: str, path: str, body: object = None) -> _Said:
+        content = None if body is None else json.dumps(body).encode()
         try:
-            return await self._http.request(
+            answer = await self._http.send(
                 method,
                 self._controller + path,
-                json=body,
-                timeout=httpx.Timeout(self._timings.control_s, connect=self._timings.connect_s),
+                content,
+                {**_JSON, **tracing.headers()},
+                limit_s=self._timings.control_s,
             )
-        except (httpx.HTTPError, httpx.InvalidURL) as cause:
+            try:
+                return _Said(answer.status, answer.headers, await answer.read())
+            finally:
+                answer.close()
+        except (*HTTP_ERRORS, ValueError) as cause:
             raise NoWorker(
                 f"the controller at {self._controller} cannot be reached; is it running?", retry_after=1
             ) from cause
 
-    def _is_plain_server(self, answer: httpx.Response) -> bool:
-        """No such route: a controller has it, and would have called the model unknown."""
-        return answer.status_code in (404, 405) and f'"{UnknownModel.__name__}"' not in answer.text
+    def _is_plain_server(self, answer: _Said) -> bool:
+        """No such route: a controller has it, and would have called the model unknown. One that does not let us ask may
+        still answer at /v1, as any server would."""
+        if answer.status in (401, 403):
+            return True
+        return answer.status in (404, 405) and f'"{UnknownModel.__name__}"' not in answer.body.decode(
+            "utf-8", "replace"
+        )
 
-    def _read(self, answer: httpx.Response, reader: Callable[[Any], T]) -> T:
+    def _read(self, answer: _Said, reader: Callable[[Any], T]) -> T:
         try:
-            return reader(answer.json())
+            return reader(json.loads(answer.body))
         except (ValueError, RecursionError):
             raise NoWorker(f"what answers at {self._controller} is no controller and no model server") from None
 
-    def _error(self, answer: httpx.Response) -> LlavaError:
-        return error_from(answer.status_code, answer.headers, answer.content, source=self._controller)
+    def _error(self, answer: _Said) -> LlavaError:
+        return error_from(answer.status, answer.headers, answer.body, source=self._controller)
+
+
+@dataclass(frozen=True)
+class _Said:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes

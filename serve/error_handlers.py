@@ -14,11 +14,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from llava_core.errors import BadRequest, EngineFailure, LlavaError, Unauthorized
+from serve.described import ERRORS
 from serve.http_errors import CLASS, status_of
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Give every error on every route an OpenAI error body: ours, a wrong path or method, a wrong field."""
+    app.router.responses.update(ERRORS)
     app.add_exception_handler(LlavaError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _wrong_field)
@@ -56,9 +58,9 @@ async def _http(request: HttpRequest, error: Exception) -> Response:
     return http_error_response(request.method, request.url.path, error)
 
 
-async def _wrong_field(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = cast(Sequence[Mapping[str, Any]], error.errors())[0]
+def wrong_field_response(errors: Sequence[Mapping[str, Any]]) -> Response:
+    """For a body whose fields are not as they should be, as pydantic tells it."""
+    first = errors[0]
     name = ".".join(str(step) for step in first["loc"] if step != "body")
     # The refused value is not repeated: it may be megabytes, or not even printable.
     sentence = str(first["msg"])
@@ -68,3 +70,8 @@ async def _wrong_field(request: HttpRequest, error: Exception) -> Response:
     else:
         wrong = BadRequest("the body must be a JSON object, sent with the header Content-Type: application/json")
     return JSONResponse(wrong.to_body(), 422)
+
+
+async def _wrong_field(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return wrong_field_response(cast(Sequence[Mapping[str, Any]], error.errors()))

@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter
+from starlette.types import Scope
 
 from llava_core.config import RequestLimits, ServerLimits
 from serve.client import Client
+from serve.inspecting import inspect_routes
+from serve.metrics import Metrics
 from serve.protocol import ModelCard
-from serve.v1 import v1_routes
+from serve.remote_inspector import ATTENTION_PATH, PROMPT_PATH
+from serve.v1 import CHAT_PATH, v1_routes
 from serve.worker_pool import WorkerPool
 
 
@@ -31,8 +35,21 @@ class PoolDirectory:
         return self.pool.is_worth_waiting_for(address, self.clock(), begun=begun)
 
 
+def is_chat(scope: Scope) -> bool:
+    """Whether a request has a model compute; looking at what is served is free."""
+    return scope["method"] == "POST" and scope["path"] in (CHAT_PATH, PROMPT_PATH, ATTENTION_PATH)
+
+
 def gateway_routes(
-    client: Client, *, limits: RequestLimits | None = None, server: ServerLimits | None = None
+    client: Client,
+    *,
+    limits: RequestLimits | None = None,
+    server: ServerLimits | None = None,
+    metrics: Metrics | None = None,
 ) -> APIRouter:
-    """`/v1/models` and `/v1/chat/completions` over whichever workers the client finds."""
-    return v1_routes(client, limits=limits, server=server)
+    """`/v1/models`, `/v1/chat/completions` and `/v1/inspect` over whichever workers the client finds."""
+    router = v1_routes(client, limits=limits, server=server, metrics=metrics)
+    both = APIRouter()
+    both.include_router(router)
+    both.include_router(inspect_routes(client.inspector, limits=limits))
+    return both

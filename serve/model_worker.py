@@ -1,5 +1,5 @@
 """Loads one model and serves it; registers with a controller unless told not to.
-python -m serve.model_worker --model-path PATH --controller-address http://127.0.0.1:21001
+python -m serve.model_worker --model-path PATH --controller-address http://127.0.0.1:21000
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from llava_core.config import CONTROLLER_PORT, WORKER_PORT, EngineLimits, ImageLimits, RequestLimits, WorkerTimings
+from llava_core.checkpoints.precision import one_quantize
+from llava_core.config import CONTROL_PORT, WORKER_PORT, EngineLimits, ImageLimits, RequestLimits, WorkerTimings
 from llava_core.engines.base import Engine
 from llava_core.engines.load import ENGINES, EngineOptions, load_engine
 from llava_core.errors import BadRequest, LlavaError, MissingDependency
 from llava_core.types import Request, Sampling, user
+from serve import engine_flags as flags
+from serve import tracing
+from serve.credentials import is_loopback, make_token
 from serve.protocol import check_address
 from serve.registration import Registrar
-from serve.server import listen, own_address, run_server, start_logging
+from serve.server import listen, own_address, run, run_server, start_logging
 from serve.worker_app import EngineSlot, create_app
 
 __all__ = ["EngineSlot", "create_app", "main"]
@@ -36,7 +40,10 @@ T = TypeVar("T")
 REFUSED = 2
 """Exit code for a command line or checkpoint with which no further start will succeed."""
 FAILED = 1
+POISONED = 70
+"""Exit code when the device failed in a way that only a new process gets over."""
 WARM_UP_S = 600.0
+LAST_WORDS_S = 0.5
 
 
 async def serve_worker(
@@ -48,25 +55,28 @@ async def serve_worker(
     controller: str | None,
     limits: RequestLimits | None = None,
     timings: WorkerTimings | None = None,
+    token: str | None = None,
 ) -> int:
-    """Serve until told to stop; the exit code. `controller` None is a worker on its own."""
+    """Serve until told to stop; the exit code. `controller` None is a worker on its own. With a `token`, callers must
+    show it."""
     timings = timings or WorkerTimings()
     slot = EngineSlot()
     registrar: Registrar | None = None
     registering: asyncio.Task[None] | None = None
 
     async def leave() -> None:
-        slot.draining = True
+        # The controller is told first: what it has already sent here is still taken.
         if registering is not None and registrar is not None:
-            registering.cancel()
             await registrar.say_goodbye()
+            registering.cancel()
+        slot.draining = True
 
     listener = listen(host, port)
     address = (worker_address or own_address(host, listener)).rstrip("/")
     check_address(address)
     log.info("listening on %s", own_address(host, listener))
     serving = asyncio.create_task(
-        run_server(create_app(slot, limits=limits), listener, drain_s=timings.drain_s, before_drain=leave)
+        run_server(create_app(slot, limits=limits, token=token), listener, drain_s=timings.drain_s, before_drain=leave)
     )
     loading = asyncio.create_task(_load_and_try(load))
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
@@ -83,8 +93,17 @@ async def serve_worker(
         return _leave_now(FAILED)
     log.info("ready: %s", _describe(slot.engine))
     if controller is not None:
-        registrar = Registrar(controller, address, slot.status, timings)
+        registrar = Registrar(controller, address, slot.status, timings, token=token)
         registering = asyncio.create_task(registrar.keep_registered())
+    poisoned = asyncio.create_task(slot.poisoned.wait())
+    await asyncio.wait({serving, poisoned}, return_when=asyncio.FIRST_COMPLETED)
+    if slot.poisoned.is_set() and not serving.done():
+        log.error("the device failed for good; this process ends, so that another takes its place")
+        await leave()
+        # The errors of its answers are still on their way out.
+        await asyncio.wait({serving}, timeout=LAST_WORDS_S)
+        return _leave_now(POISONED)
+    poisoned.cancel()
     await serving
     await slot.engine.aclose()
     return 0
@@ -150,7 +169,7 @@ def main(
     ] = None,
     controller_address: Annotated[
         str, typer.Option("--controller-address", "--controller", help="The controller to register with.")
-    ] = f"http://127.0.0.1:{CONTROLLER_PORT}",
+    ] = f"http://127.0.0.1:{CONTROL_PORT}",
     register: Annotated[bool, typer.Option("--register/--no-register", help="Register with the controller.")] = True,
     model_path: Annotated[str | None, typer.Option(help="Folder or hub name of the checkpoint.")] = None,
     model_base: Annotated[
@@ -158,20 +177,27 @@ def main(
     ] = None,
     model_name: Annotated[str | None, typer.Option(help="The name to serve it under. [default: the folder's]")] = None,
     device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu, mps; auto takes the best there is.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    load_4bit: Annotated[bool, typer.Option("--load-4bit", help="Quantise the weights to 4 bit.")] = False,
-    load_8bit: Annotated[bool, typer.Option("--load-8bit", help="Quantise the weights to 8 bit.")] = False,
+    dtype: flags.Dtype = "auto",
+    quantize: flags.Quantize = None,
+    load_4bit: flags.Load4bit = False,
+    load_8bit: flags.Load8bit = False,
     conv_template: Annotated[
         str | None, typer.Option(help="Prompt template of an original checkpoint. [default: told by the checkpoint]")
     ] = None,
     engine: Annotated[str, typer.Option(help=f"What runs the model: {' or '.join(ENGINES)}.")] = "transformers",
-    limit_model_concurrency: Annotated[
-        int, typer.Option(min=1, max=4096, help="Requests that run at once; more wait.")
-    ] = EngineLimits.max_running,
+    max_running: flags.MaxRunning = None,
     max_waiting: Annotated[
         int, typer.Option(min=0, max=100_000, help="Requests that wait at most; more are told to come back.")
     ] = EngineLimits.max_waiting,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = EngineLimits.max_answer_tokens,
+    step_tokens: flags.StepTokens = None,
+    kv_memory: flags.KvMemory = None,
+    feature_memory: flags.FeatureMemory = None,
+    picture_memory: flags.PictureMemory = None,
+    speculate: flags.SpeculateMode = None,
+    share_between_owners: flags.ShareBetweenOwners = None,
+    threads: flags.Threads = None,
+    kernel: flags.KernelMode = None,
     allow_image_host: Annotated[
         list[str] | None, typer.Option(help="Fetch http(s) images from this host; repeat for more. [default: none]")
     ] = None,
@@ -184,6 +210,9 @@ def main(
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that running answers have to finish after the first signal.")
     ] = WorkerTimings.drain_s,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="With --no-register: let a network use it without the token.")
+    ] = False,
     echo_delay: Annotated[
         float, typer.Option(min=0, help="Seconds between the words of the echo engine.")
     ] = EngineOptions.echo_delay_s,
@@ -193,34 +222,44 @@ def main(
 ) -> None:
     """Load one model and serve it at /v1, to a controller's clients and to anybody who asks directly."""
     start_logging()
-    options = EngineOptions(
-        model_path=model_path,
-        model_base=model_base,
-        model_name=model_name,
-        device=device,
-        dtype=dtype,
-        load_4bit=load_4bit,
-        load_8bit=load_8bit,
-        conv_template=conv_template,
-        limits=replace(
-            EngineLimits(),
-            max_running=limit_model_concurrency,
-            max_waiting=max_waiting,
-            max_answer_tokens=max_answer_tokens,
-        ),
-        images=replace(
-            ImageLimits(),
-            allow_hosts=tuple(allow_image_host or ()),
-            max_images=max_images,
-            max_bytes=max_image_bytes,
-            max_pixels=max_image_pixels,
-        ),
-        echo_delay_s=echo_delay,
-        echo_first_s=echo_first,
-    )
+    tracing.start_tracing("worker")
     try:
+        options = EngineOptions(
+            model_path=model_path,
+            model_base=model_base,
+            model_name=model_name,
+            device=device,
+            dtype=flags.checked_dtype(dtype),
+            quantize=one_quantize(quantize, load_4bit=load_4bit, load_8bit=load_8bit),
+            conv_template=conv_template,
+            limits=replace(
+                EngineLimits(),
+                max_running=max_running,
+                max_waiting=max_waiting,
+                max_answer_tokens=max_answer_tokens,
+            ),
+            images=replace(
+                ImageLimits(),
+                allow_hosts=tuple(allow_image_host or ()),
+                max_images=max_images,
+                max_bytes=max_image_bytes,
+                max_pixels=max_image_pixels,
+            ),
+            batch=flags.batch_limits(
+                step_tokens=step_tokens,
+                kv_memory=kv_memory,
+                feature_memory=feature_memory,
+                picture_memory=picture_memory,
+                speculate=speculate,
+                share_between_owners=share_between_owners,
+                threads=threads,
+                kernel=kernel,
+            ),
+            echo_delay_s=echo_delay,
+            echo_first_s=echo_first,
+        )
         _check(engine, options)
-        code = asyncio.run(
+        code = run(
             serve_worker(
                 lambda: load_engine(engine, options),
                 host=host,
@@ -228,11 +267,13 @@ def main(
                 worker_address=worker_address,
                 controller=controller_address if register else None,
                 timings=replace(WorkerTimings(), heartbeat_s=heartbeat, drain_s=drain),
+                token=make_token() if register or not (insecure or is_loopback(host)) else None,
             )
         )
     except LlavaError as error:
         print(error.message, file=sys.stderr)
         code = REFUSED
+    tracing.stop_tracing()
     raise typer.Exit(code)
 
 
@@ -242,10 +283,6 @@ def _check(engine: str, options: EngineOptions) -> None:
         raise BadRequest(f"no engine is called {engine!r}; there are: {', '.join(ENGINES)}")
     if engine != "echo" and not options.model_path:
         raise BadRequest("which model? Name its folder: --model-path PATH (or --engine echo, which needs none)")
-    if options.load_4bit and options.load_8bit:
-        raise BadRequest("--load-4bit and --load-8bit exclude each other; give one")
-    if options.dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise BadRequest(f"--dtype must be auto, float32, bfloat16 or float16, not {options.dtype!r}")
 
 
 if __name__ == "__main__":

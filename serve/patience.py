@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from llava_core.errors import WorkerLost, WorkerTimeout
+from serve.at_once import within
 
 T = TypeVar("T")
 
@@ -20,46 +21,59 @@ class Patience:
         self._is_worth_it = is_worth_it
         self._check_s = check_s
         self._request_id = request_id
+        self._loop = asyncio.get_running_loop()
         self._step: asyncio.Timeout | None = None
         self._since = 0.0
         self._given_up = False
+        self._next_look: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
 
     async def wait(self, step: Awaitable[T], deadline: float) -> T:
         """The step's result. Raises WorkerTimeout at the deadline (of the loop's clock), WorkerLost on the news."""
-        self._since = asyncio.get_running_loop().time()
+
+        def timer() -> asyncio.Timeout:
+            self._since = self._loop.time()
+            self._step = asyncio.timeout_at(deadline)
+            return self._step
+
         try:
-            async with asyncio.timeout_at(deadline) as self._step:
-                return await step
+            return await within(timer, step)
         except TimeoutError:
+            if self._step is None or not self._step.expired():
+                raise
             if self._given_up:
                 raise WorkerLost(
                     "the worker has fallen silent; send the request again", request_id=self._request_id
                 ) from None
             raise WorkerTimeout(
-                f"the worker sent nothing for {asyncio.get_running_loop().time() - self._since:.0f} s; "
+                f"the worker sent nothing for {self._loop.time() - self._since:.0f} s; "
                 "send the request again, or a shorter one",
                 request_id=self._request_id,
             ) from None
         finally:
             self._step = None
 
-    @asynccontextmanager
-    async def watching(self) -> AsyncGenerator[None]:
+    @contextmanager
+    def watching(self) -> Generator[None]:
         """Ask the controller meanwhile."""
-        watch = asyncio.create_task(self._watch())
+        self._next_look = self._loop.call_later(self._check_s, self._look)
         try:
             yield
         finally:
-            watch.cancel()
+            self._next_look.cancel()
+            if self._asking is not None:
+                self._asking.cancel()
 
-    async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._given_up:
-            await asyncio.sleep(self._check_s)
-            step, since = self._step, self._since
-            if step is None or loop.time() - since < self._check_s:
-                continue
-            self._given_up = await self._is_worth_it() is False
+    def _look(self) -> None:
+        if self._step is not None and self._loop.time() - self._since >= self._check_s:
+            self._asking = self._loop.create_task(self._ask())
+        else:
+            self._next_look = self._loop.call_later(self._check_s, self._look)
+
+    async def _ask(self) -> None:
+        self._given_up = await self._is_worth_it() is False
+        if not self._given_up:
+            self._next_look = self._loop.call_later(self._check_s, self._look)
+        elif self._step is not None and not self._step.expired():
             # The step that was slow may be over by now; only the one still waited for is cut short.
-            if self._given_up and self._step is not None and not self._step.expired():
-                self._step.reschedule(loop.time())
+            self._step.reschedule(self._loop.time())

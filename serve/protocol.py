@@ -129,6 +129,32 @@ class ModelCard:
     workers: int
 
 
+@dataclass(frozen=True)
+class ListedWorker:
+    """A worker as the controller knows it; `silent_s` ago it was last heard of, which is `late` when it should have
+    told more meanwhile."""
+
+    worker_name: str
+    status: WorkerStatus
+    silent_s: float
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerList:
+    workers: tuple[ListedWorker, ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a model is now: at a worker with requests, at a controller with those it passes on."""
+
+    model: str
+    running: int
+    waiting: int = 0
+    workers: int | None = None
+
+
 def check_address(address: str) -> None:
     """Raise BadRequest unless this is `http(s)://HOST[:PORT]` of a machine that can be a worker.
 

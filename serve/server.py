@@ -9,16 +9,21 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, TypeVar
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from llava_core.config import ServerLimits
 from llava_core.errors import BadRequest
 from serve.http_protocol import impatient_protocol
+from serve.log_format import formatter
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BACKLOG = 2048
 LARGE_BUFFER_BYTES = 8 * 1024 * 1024
@@ -27,9 +32,17 @@ _M_MMAP_THRESHOLD = -3
 
 def start_logging() -> None:
     """One line per event on standard error; the servers' own chatter only from warnings up."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("uvicorn", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` on libuv's loop, which spends less on each token than asyncio's own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
 
 
 def return_large_buffers() -> None:
@@ -71,23 +84,13 @@ async def run_server(
     drain_s: float,
     limits: ServerLimits | None = None,
     before_drain: Callable[[], Awaitable[None]] | None = None,
+    beside: tuple[FastAPI, socket.socket] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Then await `before_drain`, take no more connections, and give running
-    requests `drain_s`; the app's own shutdown comes last."""
+    requests `drain_s`; the app's own shutdown comes last. `beside` is a second face of the app, ended before it."""
     limits = limits or ServerLimits()
     return_large_buffers()
-    config = uvicorn.Config(
-        app,
-        http=impatient_protocol(limits.header_s),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=limits.keepalive_s,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
-        lifespan="on",
-    )
-    server = _Server(config)
+    server, other = _server(app, drain_s, limits), _server(beside[0], drain_s, limits) if beside else None
     asked = asyncio.Event()
 
     def stop() -> None:
@@ -102,14 +105,40 @@ async def run_server(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    others = [asyncio.create_task(other.serve(sockets=[beside[1]]))] if other and beside else []
     stopping = asyncio.create_task(asked.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({serving, *others, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not serving.done():
         if before_drain is not None:
             await before_drain()
+        for each in (app, *((beside[0],) if beside else ())):
+            bodies = getattr(each.state, "bodies", None)
+            if bodies is not None:
+                bodies.give_up()
+        if other is not None:
+            other.should_exit = True
+            await asyncio.wait(others)
         server.should_exit = True
     await serving
+
+
+def _server(app: FastAPI, drain_s: float, limits: ServerLimits) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=impatient_protocol(limits.header_s),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # What a request says of where it came from is believed by `serve/quotas.py` only, where it is told to.
+            proxy_headers=False,
+            timeout_keep_alive=limits.keepalive_s,
+            timeout_graceful_shutdown=max(1, round(drain_s)),
+            lifespan="on",
+        )
+    )
 
 
 class _Server(uvicorn.Server):

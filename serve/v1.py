@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from fastapi import APIRouter
@@ -14,12 +15,19 @@ from starlette.responses import Response
 
 from llava_core.chat_protocol import ChatCall, read_call
 from llava_core.config import RequestLimits, ServerLimits
-from llava_core.errors import UnknownModel
+from llava_core.errors import LlavaError, UnknownModel
 from llava_core.types import Chunk, Request
+from serve import tracing
 from serve.chat_answer import ChatAnswer
+from serve.deadline import with_deadline
+from serve.described import CHAT
+from serve.gate import CONTROL
+from serve.http_frame import Endpoint
+from serve.metrics import Metrics
 from serve.protocol import ModelCard, write_model, write_models
 from serve.several import several
 
+CHAT_PATH = "/v1/chat/completions"
 _LARGE_BYTES = 512 * 1024
 
 
@@ -31,7 +39,13 @@ class Source(Protocol):
     def stream(self, request: Request) -> AsyncIterator[Chunk]: ...
 
 
-def v1_routes(source: Source, *, limits: RequestLimits | None = None, server: ServerLimits | None = None) -> APIRouter:
+def v1_routes(
+    source: Source,
+    *,
+    limits: RequestLimits | None = None,
+    server: ServerLimits | None = None,
+    metrics: Metrics | None = None,
+) -> APIRouter:
     """`/v1/models`, `/v1/models/NAME` and `/v1/chat/completions`."""
     limits, server = limits or RequestLimits(), server or ServerLimits()
     router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
@@ -50,17 +64,58 @@ def v1_routes(source: Source, *, limits: RequestLimits | None = None, server: Se
         running = ", ".join(card.info.name for card in cards) or "none"
         raise UnknownModel(f"no worker serves {name[:200]!r}; running: {running}", param="model")
 
-    @router.post("/chat/completions")
-    async def complete_chat(http: HttpRequest) -> Response:
-        call = await _read(http, limits)
-        request = call.request
-        chunks = source.stream(request) if call.n == 1 else several(source.stream, request, call.n)
-        return ChatAnswer(call, chunks, server)
-
+    router.post("/chat/completions", **CHAT)(chat_endpoint(source, limits=limits, server=server, metrics=metrics))
     return router
 
 
-async def _read(http: HttpRequest, limits: RequestLimits) -> ChatCall:
+def chat_endpoint(
+    source: Source,
+    *,
+    limits: RequestLimits | None = None,
+    server: ServerLimits | None = None,
+    metrics: Metrics | None = None,
+    on_failure: Callable[[LlavaError], None] | None = None,
+    refusal: Callable[[], LlavaError | None] = lambda: None,
+) -> Endpoint:
+    """What answers at `CHAT_PATH`. `on_failure` learns of answers that ended with an error. What `refusal` gives is
+    told before anything of a request is read: megabytes of pictures cost time that running answers need."""
+    limits, server = limits or RequestLimits(), server or ServerLimits()
+    metrics = metrics or Metrics(lambda: ())
+
+    async def complete_chat(http: HttpRequest) -> Response:
+        metrics.received()
+        refused = refusal()
+        if refused is not None:
+            metrics.rejected()
+            raise refused
+        try:
+            call = await read_chat(http, limits)
+            request = with_deadline(owned(call.request, http), http.headers)
+            call = replace(call, request=request)
+        except (LlavaError, HTTPException):
+            metrics.rejected()
+            raise
+        except BaseException:
+            metrics.left()
+            raise
+        parent = tracing.parent_of(http.headers)
+        span = tracing.Span("chat", parent=parent, kind="server", attributes=tracing.about(request))
+        request = replace(request, trace=span.traceparent)
+        watched = metrics.watch(request.model)
+        chunks = source.stream(request) if call.n == 1 else several(source.stream, request, call.n)
+        return ChatAnswer(call, chunks, server, watched, on_failure, span)
+
+    return complete_chat
+
+
+def owned(request: Request, http: HttpRequest) -> Request:
+    """What a key's holder calls a user is theirs alone; our own processes say whose request it is."""
+    caller = http.scope.get("caller", "")
+    return request if caller in ("", CONTROL) else replace(request, owner=f"{caller}/{request.owner}")
+
+
+async def read_chat(http: HttpRequest, limits: RequestLimits) -> ChatCall:
+    """The chat in a request's body. Raises BadRequest."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Also keeps web pages of strangers from sending chats with a plain form.

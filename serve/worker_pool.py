@@ -1,7 +1,7 @@
 """The controller's whole knowledge: which workers are alive, what they serve, how busy they are.
 
 No input or output and no clock of its own: every method is told the time, in seconds of a clock that only goes
-forward. What it knows is soft: an empty pool is full again within one heartbeat.
+forward. What it knows is soft: workers notice that their line to the controller ended and register anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llava_core.config import WorkerTimings
 from llava_core.errors import NoWorker, Overloaded, UnknownModel
 from llava_core.types import ModelInfo
 from serve.dispatch import Candidate, Policy, shortest_queue
-from serve.protocol import ModelCard, Registration, WorkerStatus
+from serve.protocol import ListedWorker, Load, ModelCard, Registration, WorkerStatus
 
 MAX_WORKERS = 1000
 _REMEMBERED_MODELS = 1000
@@ -27,6 +27,8 @@ class _Entry:
     picks: int = 0
     """Requests sent there since it last told its queue."""
     last_picked: float = 0.0
+    suspect: bool = False
+    """It was late and did not answer either."""
 
 
 @dataclass
@@ -60,8 +62,33 @@ class WorkerPool:
         if entry is None:
             return False
         status = replace(entry.status, queue_length=queue_length)
-        self._entries[address] = replace(entry, status=status, seen=now, picks=0)
+        self._entries[address] = replace(entry, status=status, seen=now, picks=0, suspect=False)
         return True
+
+    def heard(self, address: str, now: float) -> None:
+        """It answered a question, so it lives, though it tells nothing of its queue."""
+        entry = self._entries.get(address)
+        if entry is not None:
+            self._entries[address] = replace(entry, seen=now, suspect=False)
+
+    def suspect(self, address: str, now: float) -> bool:
+        """It did not answer; True if that is news. One that was heard of meanwhile is not late any more."""
+        entry = self._entries.get(address)
+        if entry is None or entry.suspect or not self._late(entry, now):
+            return False
+        self._entries[address] = replace(entry, suspect=True)
+        return True
+
+    def listed(self, now: float) -> tuple[ListedWorker, ...]:
+        """All that are there, by address."""
+        return tuple(
+            ListedWorker(address, entry.status, max(0.0, now - entry.seen), entry.suspect or self._late(entry, now))
+            for address, entry in sorted(self._live(now).items())
+        )
+
+    def late(self, now: float) -> tuple[str, ...]:
+        """Those of whom too long nothing was heard."""
+        return tuple(address for address, entry in self._live(now).items() if self._late(entry, now))
 
     def deregister(self, address: str) -> bool:
         return self._entries.pop(address, None) is not None
@@ -91,14 +118,16 @@ class WorkerPool:
         return address
 
     def lists(self, address: str, now: float) -> bool:
-        return address in self._live(now)
+        """Whether it is there and was not found hanging."""
+        entry = self._live(now).get(address)
+        return entry is not None and not entry.suspect
 
     def is_worth_waiting_for(self, address: str, now: float, *, begun: bool) -> bool:
-        """False for a worker that is gone, and where the answer has not begun, for one that is late while others
-        could take over all it serves."""
+        """False for a worker that is gone, and while others could take over all it serves, for one that is late or,
+        where the answer has begun, under suspicion."""
         live = self._live(now)
         entry = live.get(address)
-        if entry is None or begun or not self._late(entry, now):
+        if entry is None or not (entry.suspect if begun else self._late(entry, now)):
             return entry is not None
         others = {
             name
@@ -110,6 +139,12 @@ class WorkerPool:
 
     def addresses(self, now: float) -> tuple[str, ...]:
         return tuple(self._live(now))
+
+    def places(self, now: float) -> frozenset[tuple[str, str]]:
+        """Every model at every address."""
+        return frozenset(
+            (name, address) for address, entry in self._live(now).items() for name in entry.status.model_names
+        )
 
     def cards(self, now: float) -> tuple[ModelCard, ...]:
         """What is served now, sorted by name; of several workers the one that registered first describes the model."""
@@ -139,6 +174,17 @@ class WorkerPool:
             capacity=sum(status.capacity for status in statuses),
             models=tuple(card.info for card in cards),
         )
+
+    def load(self, now: float) -> tuple[Load, ...]:
+        """By model: what its workers run, as they told last, what waits there, and how many they are."""
+        loads: dict[str, Load] = {}
+        for entry in self._live(now).values():
+            running = min(entry.status.queue_length, entry.status.capacity)
+            for name in entry.status.model_names:
+                before = loads.get(name, Load(name, 0, 0, 0))
+                waiting = before.waiting + entry.status.queue_length - running
+                loads[name] = Load(name, before.running + running, waiting, (before.workers or 0) + 1)
+        return tuple(loads.values())
 
     def _live(self, now: float) -> dict[str, _Entry]:
         return {a: entry for a, entry in self._entries.items() if now - entry.seen <= self.timings.lease_s}

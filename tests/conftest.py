@@ -7,7 +7,34 @@ from pathlib import Path
 
 import pytest
 
+from serve.credentials import FOLDER, TOKEN
 from tests.topology import Topology
+
+
+@pytest.fixture(scope="session", autouse=True)
+def chats_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes to the database of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAVA_SERVE_DATABASE_URL", f"sqlite:///{tmp_path_factory.mktemp('chats')}/chats.db")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The token that processes know each other by, and all else they keep, is the tests' own."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
+        patch.delenv(TOKEN, raising=False)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def no_keys(data_folder: Path) -> Iterator[None]:
+    """A key that one test makes is none that the next one's servers ask for."""
+    yield
+    for left in data_folder.glob("*keys*"):
+        left.unlink()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from serve.launcher.default import embedded_default
+from tests.topology import token_header
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 90.0
@@ -71,21 +72,22 @@ def launched(tmp_path: Path, *arguments: str) -> Iterator[Launched]:
             process.wait()
 
 
-def ask(api: str, text: str) -> str:
+def ask(api: str, text: str, headers: dict[str, str] | None = None) -> str:
     body = {"model": "parrot", "messages": [{"role": "user", "content": text}]}
-    answer = httpx.post(f"{api}/v1/chat/completions", json=body, timeout=30)
+    answer = httpx.post(f"{api}/v1/chat/completions", json=body, headers=headers, timeout=30)
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]["message"]["content"]
 
 
 def test_the_topology_comes_up_answers_mends_itself_and_ends_without_a_trace(tmp_path: Path) -> None:
-    page, controller, worker, _ = free_ports(4)
+    page, controller, control, worker, _ = free_ports(5)
     ports = ("--port", str(page), "--controller-port", str(controller), "--worker-port", str(worker))
+    ports = (*ports, "--control-port", str(control))
     with launched(tmp_path, "--engine", "echo", "--model", "parrot", "--model", "crow", *ports) as launcher:
         launcher.until(lambda text: "LLaVA Serve is ready" in text and "Ctrl-C" in text)
         assert f"http://127.0.0.1:{page}" in launcher.text
         assert re.search(r"crow +echo: no model", launcher.text)
-        assert httpx.get(f"http://127.0.0.1:{page}/").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{page}/", timeout=30).status_code == 200
         assert "You said: hello" in ask(f"http://127.0.0.1:{controller}", "hello")
 
         first = re.search(r"worker 1 \(parrot\): starting \(pid (\d+)\)", launcher.text)
@@ -93,7 +95,7 @@ def test_the_topology_comes_up_answers_mends_itself_and_ends_without_a_trace(tmp
         os.kill(int(first[1]), signal.SIGKILL)
         launcher.until(lambda text: "worker 1 (parrot): was ended by signal 9" in text)
         launcher.until(lambda text: text.count("worker 1 (parrot): ready") == 2)
-        assert "You said: again" in ask(f"http://127.0.0.1:{worker}", "again")
+        assert "You said: again" in ask(f"http://127.0.0.1:{worker}", "again", token_header())
 
         family = psutil.Process(launcher.process.pid).children(recursive=True)
         assert len(family) >= 4
@@ -111,8 +113,8 @@ def test_the_topology_comes_up_answers_mends_itself_and_ends_without_a_trace(tmp
 def test_a_folder_that_is_no_checkpoint_is_refused_on_the_console_in_the_worker_s_own_words(tmp_path: Path) -> None:
     empty = tmp_path / "not-a-model"
     empty.mkdir()
-    page, controller, worker = map(str, free_ports(3))
-    ports = ("--port", page, "--controller-port", controller, "--worker-port", worker)
+    page, controller, control, worker = map(str, free_ports(4))
+    ports = ("--port", page, "--controller-port", controller, "--control-port", control, "--worker-port", worker)
     with launched(tmp_path, "--model", str(empty), *ports) as launcher:
         assert launcher.end() == 1
         assert "worker 1 (not-a-model): " in launcher.text

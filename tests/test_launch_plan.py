@@ -54,7 +54,7 @@ def test_a_named_port_that_is_taken_names_the_holder() -> None:
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = held.getsockname()[1]
-        with pytest.raises(BadRequest, match=rf"--port {port}: port {port} is taken by pid \d+ \(.*pytest"):
+        with pytest.raises(BadRequest, match=rf"--port {port}: port {port} is taken by pid \d+ \(.*python"):
             choose_port(port, 7860, option="--port", is_free=is_free_on("127.0.0.1"))
         assert not is_free_on("0.0.0.0")(port)
     assert is_free_on("127.0.0.1")(port)
@@ -110,7 +110,7 @@ def test_a_worker_s_command_says_all_that_was_asked_of_its_model() -> None:
     spec = ModelSpec(
         "org/a",
         (),
-        8,
+        quantize="int8",
         name="mine",
         base="org/base",
         conv_template="llava_v1",
@@ -130,7 +130,7 @@ def test_a_worker_s_command_says_all_that_was_asked_of_its_model() -> None:
     assert first == {
         "--host": "127.0.0.1",
         "--port": "21002",
-        "--controller-address": "http://127.0.0.1:21001",
+        "--controller-address": "http://127.0.0.1:21000",
         "--worker-address": "http://127.0.0.1:21002",
         "--model-path": "org/a",
         "--model-base": "org/base",
@@ -140,11 +140,12 @@ def test_a_worker_s_command_says_all_that_was_asked_of_its_model() -> None:
         "--engine": "transformers",
         "--device": "cpu",
         "--allow-image-host": "a.org",
-        "--load-8bit": "--load-8bit",
+        "--quantize": "int8",
+        "--kv-memory": "25%",
         "--max-images": "4",
     }
     assert (second["--conv-template"], second["--dtype"], "--device" in second) == ("chatml_direct", "bfloat16", False)
-    assert made.titles == {"worker 1": "mine in 8 bit on the CPU", "worker 2": "b"}
+    assert made.titles == {"worker 1": "mine in int8 on the CPU", "worker 2": "b"}
 
 
 def test_the_controller_is_ended_after_everybody_else() -> None:
@@ -160,3 +161,58 @@ def test_wildcard_hosts_are_written_as_addresses_one_can_open() -> None:
         "127.0.0.1",
         "box.local",
     ]
+
+
+def test_settings_of_all_reach_every_worker_and_a_model_s_own_win() -> None:
+    config = LaunchConfig(
+        models=(A, ModelSpec("org/b", quantize="none", threads=2, share_between_owners=False)),
+        quantize="nf4",
+        threads=4,
+        kv_memory="8GiB",
+        share_between_owners=True,
+        max_running=32,
+    )
+    _, first, second, _ = plan(config).children
+    common = {"--kv-memory": "8GiB", "--max-running": "32"}
+    assert (
+        {
+            "--quantize": "nf4",
+            "--threads": "4",
+            "--share-between-owners": "--share-between-owners",
+        }
+        | common
+    ).items() <= flags(first.argv).items()
+    own = {"--threads": "2", "--no-share-between-owners": "--no-share-between-owners"}
+    assert (own | common).items() <= flags(second.argv).items()
+    assert "--quantize" not in second.argv
+
+
+def test_workers_that_share_a_device_share_its_memory() -> None:
+    def memory(*models: ModelSpec, gpus: tuple[str, ...] = ()) -> list[str | None]:
+        children = plan(LaunchConfig(models=models), gpus=gpus).children[1:-1]
+        return [flags(child.argv).get("--kv-memory") for child in children]
+
+    echo = ModelSpec(name="echo", engine="echo")
+    on_cpu = ModelSpec("org/c", ())
+    assert memory(A) == [None]
+    assert memory(A, B) == ["25%", "25%"]
+    assert memory(A, ModelSpec("org/b", kv_memory="1GiB")) == ["25%", "1GiB"]
+    assert memory(A, B, C, gpus=("0", "1")) == ["42%", None, "42%"]
+    assert memory(A, B, on_cpu, gpus=("0", "1")) == [None, None, None]
+    assert memory(A, echo)[0] is None
+
+
+def test_what_is_kept_is_said_to_the_page_and_a_password_is_not_on_its_command_line() -> None:
+    kept = plan(
+        LaunchConfig(
+            models=(ModelSpec(path="models/a"),),
+            history="on",
+            database_url="postgresql://me:geheim@db/chats",
+            keep_days=30,
+            keep_originals=True,
+        )
+    )
+    page = kept.children[-1]
+    assert " ".join(page.argv).endswith("--history on --keep-days 30 --keep-originals")
+    assert "geheim" not in " ".join(page.argv)
+    assert page.variables == {"LLAVA_SERVE_DATABASE_URL": "postgresql://me:geheim@db/chats"}

@@ -34,6 +34,8 @@ from typing import Self
 
 import httpx
 
+from serve.credentials import make_token
+
 ROOT = Path(__file__).resolve().parent.parent
 READY_WITHIN_S = 60.0
 PAGE_READY_WITHIN_S = 120.0
@@ -44,6 +46,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def token_header() -> dict[str, str]:
+    """What shows servers of these tests that one belongs to them; see the fixture `data_folder`."""
+    return {"Authorization": f"Bearer {make_token()}"}
 
 
 @dataclass
@@ -99,11 +106,18 @@ class Topology:
     folder: Path
     servers: list[Server] = field(default_factory=list)
     controller_url: str = ""
+    api_url: str = ""
 
     def controller(self, *, port: int | None = None, extra: Sequence[str] = ()) -> Server:
-        server = self.start("controller", "serve.controller", extra, port=port)
+        server = self.start_controller(port=port, extra=extra)
         server.until_ready("/health/live", READY_WITHIN_S)
-        self.controller_url = server.url
+        return server
+
+    def start_controller(self, *, port: int | None = None, extra: Sequence[str] = ()) -> Server:
+        """At once. Its `port` is the control plane's, which has the API too; `api_url` is where everybody comes."""
+        api = free_port()
+        server = self.start("controller", "serve.controller", ("--port", str(api), *extra), port=port, kind="control-")
+        self.controller_url, self.api_url = server.url, f"http://127.0.0.1:{api}"
         return server
 
     def worker(
@@ -133,18 +147,19 @@ class Topology:
         return server
 
     def page(self, *, port: int | None = None, extra: Sequence[str] = ()) -> Server:
-        flags = ("--controller", self.controller_url, *extra)
+        kept = () if "--database-url" in extra else ("--database-url", f"sqlite:///{self.folder}/chats.db")
+        flags = ("--controller", self.controller_url, *kept, *extra)
         server = self.start("page", "serve.gradio_web_server", flags, port=port)
         server.until_ready("/", PAGE_READY_WITHIN_S)
         return server
 
-    def start(self, name: str, module: str, flags: Sequence[str], *, port: int | None = None) -> Server:
-        """Any module of ours that takes `--host` and `--port`; it may not be ready yet."""
+    def start(self, name: str, module: str, flags: Sequence[str], *, port: int | None = None, kind: str = "") -> Server:
+        """Any module of ours that takes `--host` and `--port`, with `kind` before their names; not ready yet."""
         port = port or free_port()
         log = self.folder / f"{name}-{len(self.servers)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), *flags],
+                [sys.executable, "-m", module, f"--{kind}host", "127.0.0.1", f"--{kind}port", str(port), *flags],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
                 stdin=subprocess.DEVNULL,
@@ -159,8 +174,9 @@ class Topology:
     def until_listed(self, worker: Server, *, timeout_s: float = 20.0) -> None:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
+            body = {"worker_name": worker.url}
             answer = httpx.post(
-                f"{self.controller_url}/worker_is_listed", json={"worker_name": worker.url}, trust_env=False
+                f"{self.controller_url}/worker_is_listed", json=body, headers=token_header(), trust_env=False
             )
             if answer.json().get("exist"):
                 return

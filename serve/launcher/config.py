@@ -7,7 +7,7 @@ engine = "transformers"
 [[model]]
 path = "models/llava-v1.5-7b"   # a folder (relative to this file) or a hub id
 gpus = [0]                      # or "cpu"; handed out when absent
-bits = 4                        # or 8; 16 when absent
+quantize = "nf4"                # or int8; the keys of `settings.py` stand here, or above for all models
 ```
 """
 
@@ -22,23 +22,25 @@ from pathlib import Path
 from typing import Any
 
 from llava_core.errors import BadRequest
+from serve.launcher.settings import WHOLE, EngineSettings, check_settings
 from serve.model_paths import find_model
 
-_SPEC = re.compile(r"(?P<path>.+?)(?:@(?P<gpus>cpu|\d+(?:,\d+)*))?(?::(?P<bits>[48])bit)?")
-_LOOKS_LIKE_SUFFIX = re.compile(r"(@[\w,]*(:\w*bits?)?|:\w*bits?)$", re.IGNORECASE)
-_GRAMMAR = "PATH_OR_ID[@GPUS][:4bit|:8bit], as in models/llava@0,1:4bit"
+_SPEC = re.compile(r"(?P<path>.+?)(?:@(?P<gpus>cpu|\d+(?:,\d+)*))?(?::(?P<kind>4bit|8bit|nf4|int8|int8-torchao))?")
+_LOOKS_LIKE_SUFFIX = re.compile(r"(@[\w,]*(:[\w-]*)?|:\w*bits?|:(nf|int)\d*(-\w*)?)$", re.IGNORECASE)
+_GRAMMAR = "PATH_OR_ID[@GPUS][:4bit|:8bit|:nf4|:int8|:int8-torchao], as in models/llava@0,1:4bit"
+_SPELLINGS = {"4bit": "nf4", "8bit": "int8"}
+_BITS = {4: "nf4", 8: "int8", 16: WHOLE}
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """One worker to start. `gpus` None means: hand some out; empty means the CPU. `bits` None means not quantised.
+class ModelSpec(EngineSettings):
+    """One worker to start. `gpus` None means: hand some out; empty means the CPU. Settings win over those of all.
 
     `path` None is an engine that needs no checkpoint (echo).
     """
 
     path: str | None = None
     gpus: tuple[str, ...] | None = None
-    bits: int | None = None
     name: str | None = None
     base: str | None = None
     conv_template: str | None = None
@@ -49,35 +51,53 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class LaunchConfig:
-    """The whole topology. Ports are None where the launcher may choose."""
+class LaunchConfig(EngineSettings):
+    """The whole topology, with the settings of all its models. Ports are None where the launcher may choose."""
 
     models: tuple[ModelSpec, ...] = ()
     host: str = "127.0.0.1"
     port: int | None = None
     controller_host: str = "127.0.0.1"
     controller_port: int | None = None
+    control_host: str = "127.0.0.1"
+    control_port: int | None = None
     worker_port: int | None = None
     embed: bool = False
     share: bool = False
     record: bool = False
+    history: str | None = None
+    database_url: str | None = None
+    keep_days: int | None = None
+    keep_originals: bool = False
+    moderation_url: str | None = None
+    moderation_model: str | None = None
+    moderation_classifier: str | None = None
+    moderation_fail_open: bool = False
     model_list_mode: str | None = None
     engine: str | None = None
     dtype: str | None = None
     conv_template: str | None = None
     allow_image_host: tuple[str, ...] = ()
     logs: str | None = None
+    login: bool = False
+    insecure: bool = False
+    key_rate: str | None = None
+    key_at_once: int | None = None
+    address_rate: str | None = None
+    address_at_once: int | None = None
+    rate_storage: str | None = None
+    trusted_proxies: int | None = None
 
 
 def parse_model(text: str) -> ModelSpec:
-    """`PATH_OR_ID[@GPUS][:4bit|:8bit]` as a spec; BadRequest says what is wrong with it."""
+    """`PATH_OR_ID[@GPUS][:QUANTISED]` as a spec; BadRequest says what is wrong with it."""
     found = _SPEC.fullmatch(text.strip())
     if found is None:
         raise BadRequest(f"--model {text!r} names no model; write {_GRAMMAR}", param="--model")
-    path, gpus, bits = found["path"], found["gpus"], found["bits"]
+    path, gpus, kind = found["path"], found["gpus"], found["kind"]
     if (odd := _LOOKS_LIKE_SUFFIX.search(path)) and not Path(path).expanduser().exists():
         raise BadRequest(f"--model {text!r}: {odd.group()!r} is not understood; write {_GRAMMAR}", param="--model")
-    return ModelSpec(path=path, gpus=_gpus(gpus), bits=int(bits) if bits else None)
+    return ModelSpec(path=path, gpus=_gpus(gpus), quantize=_SPELLINGS.get(kind, kind) if kind else None)
 
 
 def read_config(file: Path) -> LaunchConfig:
@@ -103,6 +123,7 @@ def load_config(file: Path | None, given: Mapping[str, Any], models: Iterable[st
     if base.logs and "logs" not in said:
         said["logs"] = str(folder / base.logs)
     config = replace(base, **said)
+    check_settings(config)
     specs = [_engine_checked(spec, config, folder) for spec in base.models]
     specs += [_engine_checked(parse_model(text), config, Path.cwd()) for text in models]
     if not specs and config.engine == "echo":
@@ -112,6 +133,7 @@ def load_config(file: Path | None, given: Mapping[str, Any], models: Iterable[st
 
 def _engine_checked(spec: ModelSpec, config: LaunchConfig, folder: Path) -> ModelSpec:
     """The spec with its folders found; the echo engine reads none and takes the path for its name."""
+    check_settings(spec)
     if (spec.engine or config.engine) == "echo":
         return replace(spec, path=None, base=None, name=spec.name or spec.path or "echo")
     if spec.path is None:
@@ -144,10 +166,14 @@ def _model_table(table: object, index: int, file: Path) -> ModelSpec:
             raise BadRequest(
                 f'--config {where}: gpus is a list of numbers, as in [0, 1], or "cpu"; not {given!r}', param="--config"
             )
-    spec = ModelSpec(gpus=gpus, **_typed(table, _MODEL_KEYS, where))
-    if spec.bits not in (None, 4, 8, 16):
-        raise BadRequest(f"--config {where}: bits is 4, 8 or 16, not {spec.bits}", param="--config")
-    return replace(spec, bits=None if spec.bits == 16 else spec.bits)
+    if "bits" in table:
+        bits = table.pop("bits")
+        if type(bits) is not int or bits not in _BITS or "quantize" in table:
+            raise BadRequest(
+                f"--config {where}: bits is 4, 8 or 16, not {bits!r}; or say quantize instead", param="--config"
+            )
+        table["quantize"] = _BITS[bits]
+    return ModelSpec(gpus=gpus, **_typed(table, _MODEL_KEYS, where))
 
 
 def _typed(table: Mapping[str, Any], known: Mapping[str, type], where: str) -> dict[str, Any]:
@@ -180,8 +206,35 @@ _TYPE_NAMES: Mapping[type, str] = {
     tuple: "a list of strings",
 }
 _SPECIAL: Mapping[str, type] = {
-    **dict.fromkeys(("port", "controller_port", "worker_port", "bits"), int),
-    **dict.fromkeys(("embed", "share", "record"), bool),
+    **dict.fromkeys(
+        (
+            "port",
+            "controller_port",
+            "control_port",
+            "worker_port",
+            "max_running",
+            "step_tokens",
+            "threads",
+            "keep_days",
+            "key_at_once",
+            "address_at_once",
+            "trusted_proxies",
+        ),
+        int,
+    ),
+    **dict.fromkeys(
+        (
+            "embed",
+            "share",
+            "record",
+            "keep_originals",
+            "login",
+            "insecure",
+            "share_between_owners",
+            "moderation_fail_open",
+        ),
+        bool,
+    ),
     **dict.fromkeys(("allow_image_host", "arguments"), tuple),
 }
 _OPTIONS: Mapping[str, type] = {

@@ -67,9 +67,9 @@ async def _announce(plan: Plan, supervisor: Supervisor, shown: LaunchConsole, lo
     shown.box(
         Box(
             page_url=plan.page_url,
-            api_url=f"{plan.controller_url}/v1",
+            api_url=f"{plan.api_url}/v1",
             logs=logs,
-            models=await _listed(plan.controller_url, up),
+            models=await _listed(plan.control_url, up),
             missing=[shown.title(child) for child in supervisor.children if child.state != "ready"],
             public_url=await _share_link(supervisor.children[-1]) if plan.shared else None,
         )

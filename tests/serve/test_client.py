@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.requests import Request as FastRequest
+from starlette.responses import Response
 
 from llava_core.config import ClientTimings
 from llava_core.errors import BadImage, LlavaError, NoWorker, Overloaded, UnknownModel, WorkerLost, WorkerTimeout
@@ -158,15 +161,18 @@ async def test_a_request_that_failed_is_forgotten_at_once_with_its_pictures(erro
             gc.enable()
 
 
-async def test_an_error_after_the_first_token_is_the_callers():
+async def test_an_error_after_the_first_token_that_no_other_worker_can_mend_is_the_callers():
     got: list[Chunk] = []
     async with serving(create_app(failing(Overloaded("full"), after=2))) as url:
-        listed = Listed([url, "http://127.0.0.1:1"])
-        async with Client("", directory=listed) as client:
+        async with Client("", directory=Listed([url])) as client:
             with pytest.raises(Overloaded):
                 await answer(client, into=got)
+        listed = Listed([url, "http://127.0.0.1:1"])
+        async with Client("", directory=listed) as client:
+            with pytest.raises(WorkerLost):
+                await answer(client)
     assert got == [Chunk("0 "), Chunk("1 ")]
-    assert len(listed.asked) == 1
+    assert listed.asked == [(), (url,), (url, "http://127.0.0.1:1")]
 
 
 @pytest.mark.parametrize("ending", [b"", b"data: [DONE]\n\n", b'data: {"choices": [{"del'])
@@ -178,6 +184,65 @@ async def test_a_stream_without_an_end_is_a_lost_worker(ending: bytes):
         with pytest.raises(WorkerLost):
             await answer(client, into=got)
     assert got == [Chunk("Hel")]
+
+
+def _chunked(*texts: str) -> bytes:
+    events = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}) for text in texts]
+    return b"".join(b"%x\r\ndata: %s\n\n\r\n" % (len(event) + 8, event.encode()) for event in events)
+
+
+async def test_what_came_before_a_connection_broke_off_is_still_given_out():
+    go_on, closed = asyncio.Event(), asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head + _chunked("one"))
+        await go_on.wait()
+        writer.write(_chunked("two", "three"))
+        await writer.drain()
+        writer.close()
+        closed.set()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    got: list[Chunk] = []
+
+    async def read_slowly(client: Client) -> None:
+        async for chunk in client.stream(HELLO):
+            got.append(chunk)
+            go_on.set()
+            await closed.wait()
+            # Time for the client to learn of both the words and the end.
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    async with server, Client("", directory=Listed([url])) as client:
+        with pytest.raises(WorkerLost):
+            await read_slowly(client)
+    assert got == [Chunk("one"), Chunk("two"), Chunk("three")]
+
+
+async def test_requests_one_after_the_other_share_a_connection():
+    app, ports = create_app(ScriptedEngine()), set[int]()
+
+    @app.middleware("http")
+    async def note(request: FastRequest, call_next: RequestResponseEndpoint) -> Response:
+        ports.add(request.client.port if request.client else 0)
+        return await call_next(request)
+
+    async with serving(app) as url, Client("", directory=Listed([url])) as client:
+        for _ in range(4):
+            assert (await answer(client))[-1] == END
+    assert len(ports) == 1
+
+
+async def test_a_kept_connection_that_the_worker_closed_does_not_lose_the_request():
+    whole = b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'
+    says = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\ndata: %s\n\n"
+    async with dropping(says % (len(whole) + 8, whole)) as url, Client("", directory=Listed([url])) as client:
+        for _ in range(5):
+            assert await answer(client) == [Chunk(finish_reason="stop")]
 
 
 async def test_closing_the_stream_cancels_it_on_the_worker():
@@ -232,11 +297,16 @@ async def test_a_silent_worker_that_the_controller_gave_up_is_left_for_another()
         hung = await stack.enter_async_context(serving(create_app(ScriptedEngine(_stuck))))
         good = await stack.enter_async_context(serving(create_app(ScriptedEngine())))
         listed = Listed([hung, good], gone={hung})
-        client = await stack.enter_async_context(Client("", directory=listed, timings=ClientTimings(check_s=0.05)))
+        # Long enough that on a busy machine, too, the first word comes before the silence counts.
+        client = await stack.enter_async_context(Client("", directory=listed, timings=ClientTimings(check_s=1)))
         assert (await answer(client))[-1] == END
-        listed.addresses = [hung]
-        with pytest.raises(WorkerLost, match="fallen silent"):
-            await answer(client, Request("m", (user("hi"),), owner="later"))
+        # One that falls silent in mid-answer too; what it said stays said.
+        assert (await answer(client, Request("m", (user("hi"),), owner="later")))[0] == Chunk("a")
+    async with serving(create_app(ScriptedEngine(_stuck))) as hung:
+        listed = Listed([hung], gone={hung})
+        async with Client("", directory=listed, timings=ClientTimings(check_s=0.05)) as client:
+            with pytest.raises(WorkerLost, match="fallen silent"):
+                await answer(client, Request("m", (user("hi"),), owner="later"))
 
 
 async def test_a_slow_worker_that_is_still_listed_is_waited_for():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncGenerator
 
@@ -10,6 +11,7 @@ import pytest
 
 from llava_core.errors import BadRequest
 from llava_core.types import Chunk, Request, Usage
+from serve.http_protocol import MAX_HEAD_BYTES
 from serve.server import listen, own_address
 from serve.worker_app import create_app
 from tests.serve.serving import ScriptedEngine, serving
@@ -72,4 +74,46 @@ async def test_a_request_that_takes_longer_than_a_head_may_is_left_alone():
         reader, writer = await connect(url)
         writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         assert b"late" in await asyncio.wait_for(reader.readuntil(b"late"), 5)
+        writer.close()
+
+
+async def test_a_head_that_grows_without_end_is_closed():
+    async with serving(create_app(ScriptedEngine())) as url:
+        reader, writer = await connect(url)
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(3 * MAX_HEAD_BYTES // 1000):
+                writer.write(b"X-%d: " % number + b"a" * 1000 + b"\r\n")
+                await writer.drain()
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
+async def test_a_reader_who_leaves_after_asking_ahead_frees_the_engine():
+    released = asyncio.Event()
+
+    async def endless(request: Request) -> AsyncGenerator[Chunk]:
+        try:
+            while True:
+                yield Chunk("word ")
+                await asyncio.sleep(0.01)
+        finally:
+            released.set()
+
+    body = b'{"model": "m", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    async with serving(create_app(ScriptedEngine(endless))) as url:
+        reader, writer = await connect(url)
+        writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body + WHOLE)
+        await asyncio.wait_for(reader.readuntil(b"word"), 5)
+        writer.transport.abort()
+        await asyncio.wait_for(released.wait(), 5)
+
+
+async def test_requests_sent_ahead_are_answered_in_turn():
+    async with serving(create_app(ScriptedEngine())) as url:
+        reader, writer = await connect(url)
+        writer.write(3 * WHOLE)
+        for _ in range(3):
+            assert await asyncio.wait_for(reader.readuntil(b'"ready"}'), 5)
         writer.close()

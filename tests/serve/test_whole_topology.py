@@ -22,11 +22,12 @@ from PIL import Image
 from llava_core.errors import LlavaError, WorkerLost
 from llava_core.types import Chunk, ImagePart, Request, user
 from serve.client import Client
+from serve.credentials import make_token
 from tests.topology import Server, Topology
 
 
 def sdk(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=make_token(), max_retries=0, timeout=30)
 
 
 def picture(width: int = 40, height: int = 30) -> str:
@@ -119,7 +120,8 @@ def test_two_workers_with_one_model_share_the_work_and_survive_a_death(topology:
     gateway = topology.controller()
     workers = [topology.worker("echo"), topology.worker("echo")]
     client = sdk(gateway)
-    assert httpx.get(f"{gateway.url}/v1/models").json()["data"][0]["workers"] == 2
+    listed = httpx.get(f"{topology.api_url}/v1/models", timeout=30).json()
+    assert listed["data"][0]["workers"] == 2, listed
     for number in range(6):
         client.chat.completions.create(model="echo", messages=say(str(number)))
     assert all("outcome=stop" in worker.log_text() for worker in workers)
@@ -194,15 +196,15 @@ def test_sigterm_lets_running_answers_finish_and_takes_no_new_ones(topology: Top
             model="echo", messages=say(f"{number} one two three four five six seven eight"), stream=True
         ):
             if not text:
-                started.wait(20)
+                started.wait(60)
             text += event.choices[0].delta.content or ""
         return text
 
     # Somebody who holds a connection and sends nothing must not hold up the end.
-    with ThreadPoolExecutor(4) as threads, httpx.Client(trust_env=False) as idle:
+    with ThreadPoolExecutor(4) as threads, httpx.Client(trust_env=False, timeout=30) as idle:
         idle.get(f"{worker.url}/health/live")
         answers = [threads.submit(answer, number) for number in range(4)]
-        started.wait(20)
+        started.wait(60)
         worker.signal(signal.SIGTERM)
         texts = [each.result() for each in answers]
     assert all("seven eight" in text for text in texts)
@@ -217,13 +219,13 @@ def test_a_second_signal_ends_at_once(topology: Topology):
     worker = topology.worker("echo", delay_s=5, register=False)
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(sdk(worker).chat.completions.create, model="echo", messages=say("a b c d e"))
-        while httpx.post(f"{worker.url}/worker_get_status").json()["queue_length"] == 0:
+        while httpx.post(f"{worker.url}/worker_get_status", timeout=30).json()["queue_length"] == 0:
             time.sleep(0.02)
         worker.signal(signal.SIGTERM)
         while "stopping" not in worker.log_text():
             time.sleep(0.02)
         worker.signal(signal.SIGTERM)
-        assert worker.wait(5) == 130
+        assert worker.wait(30) == 130
         with pytest.raises(openai.APIConnectionError):
             asking.result()
 

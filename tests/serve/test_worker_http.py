@@ -302,6 +302,59 @@ async def test_a_reader_who_leaves_while_sending_blocks_frees_the_engine():
     assert engine.released.is_set()
 
 
+def _texts(sent: list[dict[str, Any]]) -> list[str]:
+    return [message["body"].decode() for message in sent if message["type"] == "http.response.body"]
+
+
+async def test_words_that_are_ready_together_travel_together():
+    async def ready(request: Request) -> AsyncGenerator[Chunk]:
+        for word in ("a", "b", "c"):
+            yield Chunk(word)
+        yield Chunk(finish_reason="stop", usage=Usage(1, 3))
+
+    exchange = Exchange(create_app(ScriptedEngine(ready)), json.dumps(body(stream=True)).encode())
+    await exchange.run()
+    (all_of_it,) = _texts(exchange.sent)
+    assert [all_of_it.count(f'"content":"{word}"') for word in "abc"] == [1, 1, 1]
+    assert all_of_it.endswith("data: [DONE]\n\n")
+    assert exchange.sent[-1]["more_body"] is False
+
+
+async def test_a_word_that_is_ready_is_never_held_back_for_the_next():
+    gates = [asyncio.Event() for _ in range(3)]
+
+    async def paced(request: Request) -> AsyncGenerator[Chunk]:
+        for number, gate in enumerate(gates):
+            yield Chunk(f"word{number}")
+            await gate.wait()
+        yield Chunk(finish_reason="stop", usage=Usage(1, 3))
+
+    class Reader(Exchange):
+        async def _send(self, message: Any) -> None:
+            await super()._send(message)
+            for number, gate in enumerate(gates):
+                # Each word has to be here before the engine may go on to the next.
+                if f"word{number}" in "".join(_texts(self.sent)):
+                    gate.set()
+
+    exchange = Reader(create_app(ScriptedEngine(paced)), json.dumps(body(stream=True)).encode())
+    await asyncio.wait_for(exchange.run(), 5)
+    assert len(_texts(exchange.sent)) == 4
+
+
+async def test_words_before_an_error_are_sent_with_it():
+    async def break_off(request: Request) -> AsyncGenerator[Chunk]:
+        yield Chunk("Hel")
+        yield Chunk("lo")
+        raise OutOfMemory("no memory left", request_id=request.id)
+
+    exchange = Exchange(create_app(ScriptedEngine(break_off)), json.dumps(body(stream=True)).encode())
+    await exchange.run()
+    said = "".join(_texts(exchange.sent))
+    assert said.index('"Hel"') < said.index('"lo"') < said.index("OutOfMemory")
+    assert "[DONE]" not in said
+
+
 async def test_a_reader_who_takes_nothing_is_hung_up_on():
     class Stuck(Exchange):
         async def _send(self, message: Any) -> None:

@@ -1,0 +1,157 @@
+"""Counts what callers ask for, in a time and at once: by their keys, or by their addresses where they have none."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from limits.aio.storage import Storage
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.errors import ConfigurationError, StorageError
+from limits.storage import storage_from_string
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from llava_core.errors import BadRequest, MissingDependency, Overloaded
+from serve.gate import CONTROL
+from serve.quota import Quota
+
+log = logging.getLogger(__name__)
+
+MEMORY = "memory://"
+_UNLIMITED = Quota()
+_IPV6_PREFIX = 64
+"""One customer of a provider has at least as much, so that single addresses would limit nobody."""
+_AT_ONCE_RETRY_S = 2.0
+_STEP_BACK_S = 1.0
+
+
+class Quotas:
+    """Belongs to one event loop. `of_key` knows what the holder of a key may, where it is not what all may. Rates are
+    counted at `storage`, which several servers may share (redis://HOST:PORT); requests at once by each for itself.
+
+    The address is the connection's; behind `proxies` that each add to X-Forwarded-For, the one that the outermost of
+    them saw. What a caller writes there itself stands further left and counts for nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: Quota | None = None,
+        address: Quota | None = None,
+        of_key: Callable[[str], Quota | None] = lambda name: None,
+        applies: Callable[[Scope], bool] = lambda scope: True,
+        storage: str = MEMORY,
+        proxies: int = 0,
+    ) -> None:
+        self._key, self._address, self._of_key = key or _UNLIMITED, address or _UNLIMITED, of_key
+        self._applies = applies
+        self._proxies = proxies
+        self._storage = _opened(storage)
+        self._is_memory = storage == MEMORY
+        self._windows = MovingWindowRateLimiter(self._storage)
+        self._busy: Counter[str] = Counter()
+        self._ahead = time.time() - time.monotonic()
+        self.refused = 0
+
+    @asynccontextmanager
+    async def place(self, scope: Scope) -> AsyncGenerator[None]:
+        """Around the answer to one request. Raises Overloaded before it."""
+        who, said, quota = self._whose(scope)
+        if quota == _UNLIMITED:
+            yield
+            return
+        if quota.at_once is not None and self._busy[who] >= quota.at_once:
+            self.refused += 1
+            raise Overloaded(
+                f"{said} may have {_count(quota.at_once)} answered at once; try again when one is done",
+                retry_after=_AT_ONCE_RETRY_S,
+            )
+        # Counted before the first wait, so that two cannot take the last place.
+        self._busy[who] += 1
+        try:
+            await self._take(who, said, quota)
+            yield
+        finally:
+            self._busy[who] -= 1
+            if not self._busy[who]:
+                del self._busy[who]
+
+    def _whose(self, scope: Scope) -> tuple[str, str, Quota]:
+        caller = scope.get("caller", "")
+        if caller == CONTROL or not self._applies(scope):
+            return "", "", _UNLIMITED
+        if caller:
+            return f"key {caller}", f"the key {caller!r}", self._of_key(caller) or self._key
+        address = address_of(scope, self._proxies)
+        return f"address {address}", "your address", self._address
+
+    async def _take(self, who: str, said: str, quota: Quota) -> None:
+        windows = quota.windows
+        try:
+            await self._after_a_step_back()
+            for window in windows:
+                if not await self._windows.test(window, who):
+                    reset = (await self._windows.get_window_stats(window, who)).reset_time
+                    wait = max(1, math.ceil(reset - time.time()))
+                    self.refused += 1
+                    span = window.get_expiry() // window.multiples
+                    name = window.GRANULARITY.name if window.multiples == 1 else f"{window.multiples * span} seconds"
+                    raise Overloaded(
+                        f"{said} may send {_count(window.amount)} per {name}; the next one in {wait} s",
+                        retry_after=wait,
+                    )
+            for window in windows:
+                await self._windows.hit(window, who)
+        except StorageError as error:
+            # Better nobody is counted than nobody served.
+            log.warning("rates are not counted: their storage fails (%s)", error.storage_error)
+
+    async def _after_a_step_back(self) -> None:
+        """Rates are counted on the calendar's clock. When that is set back, what was counted lies in the future, where
+        it would keep people out for as long."""
+        ahead = time.time() - time.monotonic()
+        if self._is_memory and ahead < self._ahead - _STEP_BACK_S:
+            await self._storage.reset()
+        self._ahead = ahead
+
+
+def address_of(scope: Scope, proxies: int) -> str:
+    """The caller's, as far as it can be known; of IPv6 the network that one customer has."""
+    said = (scope.get("client") or ("unknown", 0))[0]
+    if proxies:
+        hops = [hop.strip() for line in Headers(scope=scope).getlist("x-forwarded-for") for hop in line.split(",")]
+        said = hops[-proxies] if len(hops) >= proxies else said
+    try:
+        address = ipaddress.ip_address(said.strip("[]"))
+    except ValueError:
+        return said[:64]
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
+    return str(address)
+
+
+def _opened(storage: str) -> Storage:
+    options: dict[str, Any] = {"wrap_exceptions": True}
+    if storage.startswith("redis"):
+        options["implementation"] = "redispy"
+    try:
+        opened = storage_from_string(f"async+{storage}", **options)
+    except ConfigurationError as error:
+        if "prerequisite" in str(error):
+            raise MissingDependency(f"rates at {storage.partition('@')[0]} need a package: pip install redis") from None
+        raise BadRequest(f"{storage!r} is no storage for rates; write redis://HOST:PORT") from None
+    assert isinstance(opened, Storage)
+    return opened
+
+
+def _count(requests: int) -> str:
+    return f"{requests} request{'' if requests == 1 else 's'}"
