@@ -1,0 +1,354 @@
+"""The page's own server against who is up to no good: other origins, other people's files, odd addresses and bodies."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import psutil
+import pytest
+from gradio.routes import App
+from PIL import Image
+
+from llava_core.errors import Forbidden
+from serve.credentials import FOLDER
+from serve.key_ring import KeyRing, keys_file
+from serve.page.gate import PageGate
+from tests.topology import Server, Topology
+
+UPLOADS = Path("/srv/uploads")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
+    with Topology(tmp_path_factory.mktemp("servers")) as made, pytest.MonkeyPatch.context() as patch:
+        # What Gradio would take for a wish to be found by everybody, or to hand out the whole disk.
+        patch.setenv("GRADIO_SHARE", "1")
+        patch.setenv("GRADIO_ALLOWED_PATHS", "/etc")
+        patch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+        # Keys of this file's own: those in the common folder go with the test that made them.
+        patch.setenv(FOLDER, str(tmp_path_factory.mktemp("data")))
+        made.controller()
+        KEYS["page-guest"] = KeyRing(keys_file()).add("page-guest")
+        made.worker("echo", delay_s=0.002, wait=False)
+        for login in ((), ("--login",)):
+            flags = ("--controller", made.controller_url, "--history", "off", *login)
+            made.start("page", "serve.gradio_web_server", flags)
+        for each in made.servers[1:]:
+            each.until_ready("/health/live", 120)
+        yield made
+
+
+KEYS: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module")
+def page(servers: Topology) -> Server:
+    return servers.servers[2]
+
+
+@pytest.fixture
+def http(page: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=page.url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+def picture(marker: bytes = b"") -> bytes:
+    made = io.BytesIO()
+    exif = Image.Exif()
+    if marker:
+        exif[0x010E] = marker.decode()
+        exif[0x0112] = 6
+    Image.new("RGB", (40, 30), (200, 30, 60)).save(made, "JPEG", exif=exif)
+    return made.getvalue()
+
+
+def upload(http: httpx.Client, name: str, data: bytes, **headers: str) -> httpx.Response:
+    return http.post("/gradio_api/upload", files={"files": (name, data)}, headers=headers)
+
+
+# Addresses ---------------------------------------------------------------------------------------------------------
+
+# Those of Gradio's routes that our page lets through, and whether Gradio asks there who is logged in.
+OPEN = {
+    "/", "/login", "/logout", "/static/{path:path}", "/assets/{path:path}", "/svelte/{path:path}", "/favicon.ico",
+    "/theme.css", "/robots.txt", "/pwa_icon", "/pwa_icon/{size}", "/manifest.json", "/gradio_api/user",
+    "/gradio_api/login_check", "/gradio_api/token", "/gradio_api/app_id", "/gradio_api/theme.css",
+    "/gradio_api/startup-events", "/gradio_api/heartbeat/{session_hash}", "/gradio_api/cancel", "/gradio_api/reset",
+}  # fmt: skip
+ASKED = {
+    "/config", "/gradio_api/info", "/gradio_api/openapi.json", "/gradio_api/queue/join", "/gradio_api/queue/data",
+    "/gradio_api/component_server", "/gradio_api/upload", "/gradio_api/upload_progress",
+    "/gradio_api/file={path_or_url:path}", "/gradio_api/run/{api_name}", "/gradio_api/api/{api_name}",
+    "/gradio_api/call/{api_name}", "/gradio_api/call/v2/{api_name}", "/gradio_api/call/{api_name}/{event_id}",
+    "/gradio_api/call/v2/{api_name}/{event_id}",
+}  # fmt: skip
+
+
+def lets_through(path: str, method: str = "GET", **headers: str) -> bool:
+    raw = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": raw}
+    try:
+        PageGate(local=True, uploads=UPLOADS).admit(scope)
+    except Forbidden:
+        return False
+    return True
+
+
+def test_of_gradios_routes_only_those_that_the_page_needs_are_there():
+    with gr.Blocks() as blocks:
+        pass
+    routes = {str(getattr(route, "path", "")).rstrip("/") or "/" for route in App.create_app(blocks).routes}
+    routes |= {f"/gradio_api{path}" for path in ("/proxy={url_path:path}", "/vibe-edit", "/process_recording", "/runs")}
+    through = {
+        route
+        for route in routes
+        if lets_through(re.sub(r"\{(\w+)(:path)?\}", "x", route).replace("file=x", f"file={UPLOADS}/a/b.png"))
+    }
+    assert sorted(through - OPEN - ASKED) == []
+    for path in (
+        "/gradio_api/proxy=http://127.0.0.1:1/",
+        "/monitoring",
+        "/gradio_api/stream/x",
+        "/dev/reload",
+        "/docs",
+    ):
+        assert not lets_through(path)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("/etc/passwd", "//etc/passwd", f"{UPLOADS}/../../etc/passwd", f"{UPLOADS}x/a.png", "http://evil.test/"),
+        *("a.png", f"{UPLOADS}/a\0b", "", "file:///etc/passwd", "../../../../etc/passwd", "https:/evil.test"),
+    ],
+)
+def test_a_file_outside_the_uploads_has_no_address(asked: str):
+    assert not lets_through(f"/gradio_api/file={asked}")
+    assert lets_through(f"/gradio_api/file={UPLOADS}/0123/a.png")
+
+
+def test_files_of_the_machine_are_not_handed_out_however_they_are_asked_for(http: httpx.Client, servers: Topology):
+    secret = servers.folder / "secret.txt"
+    secret.write_text("nobody may read this")
+    for path in (
+        f"/gradio_api/file={secret}",
+        f"/gradio_api/file%3D{secret}",
+        f"/gradio_api/file/{secret}",
+        f"/file={secret}",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=..%2f..%2f..%2fetc%2fpasswd",
+        "/static/..%2f..%2f..%2fetc/passwd",
+        "/assets/%2e%2e/%2e%2e/requirements.txt",
+        "/examples/..%2fREADME.md",
+        "/examples/%2e%2e/serve/gate.py",
+        "/shared/..%2f..%2fetc%2fpasswd",
+        "/custom_component/x/client/../../etc/passwd",
+    ):
+        answer = http.get(path)
+        assert answer.status_code in (400, 403, 404), path
+        assert "root:" not in answer.text
+        assert "nobody may" not in answer.text
+
+
+def test_no_address_forwards_or_redirects_elsewhere(http: httpx.Client):
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        canary.settimeout(0.3)
+        target = f"http://127.0.0.1:{canary.getsockname()[1]}/"
+        for path in (
+            f"/gradio_api/proxy={target}",
+            f"/gradio_api/file={target}",
+            f"//{target.removeprefix('http://')}",
+            f"/login?redirect={target}",
+            f"/?__theme={target}",
+            f"/gradio_api/vibe-code/?url={target}",
+        ):
+            answer = http.get(path)
+            assert not answer.headers.get("location", "").startswith(("http://127.0.0.1:", "//")), path
+        data = {"data": [{"path": target, "url": target, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0}
+        for path in ("/gradio_api/queue/join", "/gradio_api/call/ask", "/gradio_api/run/ask"):
+            http.post(path, json={**data, "session_hash": "x"})
+        picture_by_address = ["echo", "hi", [target], 0.2, 0.7, 20]
+        started = http.post("/gradio_api/call/ask", json={"data": picture_by_address}).json()
+        with http.stream("GET", f"/gradio_api/call/ask/{started['event_id']}") as answer:
+            answer.read()
+        with pytest.raises(TimeoutError):
+            canary.accept()
+
+
+# Other origins -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": origin}
+        for origin in ("https://evil.test", "null", "http://localhost:9999", "http://[", "http://127.0.0.1")
+    ]
+    + [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}],
+    ids=str,
+)
+def test_another_origin_sends_the_page_nothing_and_reads_nothing(http: httpx.Client, headers: dict[str, str]):
+    assert upload(http, "a.jpg", picture(), **headers).status_code == 403
+    for path in ("/gradio_api/queue/join", "/gradio_api/component_server", "/login", "/gradio_api/cancel"):
+        assert http.post(path, json={}, headers=headers).status_code == 403
+    for method, path in (("GET", "/config"), ("OPTIONS", "/gradio_api/upload"), ("GET", "/")):
+        preflight = {"Access-Control-Request-Method": "POST"} if method == "OPTIONS" else {}
+        answer = http.request(method, path, headers={**headers, **preflight})
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_a_name_made_to_lead_to_the_page_opens_nothing(http: httpx.Client):
+    for host in ("evil.test", "127.0.0.1.evil.test:80", "localhost.evil.test"):
+        assert http.get("/config", headers={"Host": host}).status_code == 403
+    assert http.get("/config", headers={"Host": "localhost:7860"}).status_code == 200
+
+
+def test_every_answer_of_the_page_says_how_it_may_be_used(http: httpx.Client):
+    for path in ("/", "/config", "/shared/nothing", "/examples/cat.jpg", "/no-such-page", "/theme.css"):
+        answer = http.get(path)
+        assert answer.headers["x-content-type-options"] == "nosniff", path
+        assert answer.headers["x-request-id"]
+        if answer.status_code != 403:
+            assert "object-src 'none'" in answer.headers["content-security-policy"], path
+            assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+# Uploads -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_uploaded_page_or_drawing_does_nothing_when_it_is_opened(http: httpx.Client):
+    for name, data in (
+        ("a.html", b"<script>alert(1)</script>"),
+        ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"),
+        ("a.js", b"alert(1)"),
+    ):
+        [path] = upload(http, name, data).json()
+        answer = http.get(f"/gradio_api/file={path}")
+        assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../../tmp/evil.png", "/etc/cron.d/evil.png", "..\\..\\evil.png", "a\x00b.png", ".", "x" * 5000]
+)
+def test_names_of_uploads_lead_nowhere(http: httpx.Client, page: Server, name: str):
+    answer = upload(http, name, picture())
+    assert answer.status_code < 500
+    if answer.status_code == 200:
+        [path] = answer.json()
+        assert re.search(r"/llava-serve-page-[^/]+/[0-9a-f]{64}/[^/]*$", path)
+    assert not Path("/tmp/evil.png").exists()
+
+
+def test_one_persons_upload_cannot_be_guessed(http: httpx.Client):
+    """Its place is a hash of the content with a secret of this installation, so that knowing the picture is no help."""
+    import hashlib
+
+    data = picture()
+    [path] = upload(http, "cat.jpg", data).json()
+    folder = Path(path).parent
+    assert folder.name != hashlib.sha256(data).hexdigest()
+    for guess in (hashlib.sha256(data).hexdigest(), "0" * 64, "..", "*"):
+        assert http.get(f"/gradio_api/file={folder.parent / guess / 'cat.jpg'}").status_code in (403, 404)
+    assert http.get(f"/gradio_api/file={folder}").status_code in (403, 404)
+    assert http.get(f"/gradio_api/file={folder.parent}").status_code in (403, 404)
+
+
+BOUNDARY = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nx\r\n'
+MULTIPARTS = {
+    "a long tail of the boundary": BOUNDARY + b"--b--" + b"-" * 10_000_000,
+    "a name of a megabyte": BOUNDARY.replace(b"a.png", b"a" * 1_000_000) + b"--b--\r\n",
+    "ten thousand parts": BOUNDARY * 10_000 + b"--b--\r\n",
+    "a field of a hundred megabytes": b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\n' + b"x" * 100_000_000,
+    "no end": BOUNDARY,
+    "no boundary": b"\r\n" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", MULTIPARTS)
+def test_no_form_however_odd_holds_the_page_up(http: httpx.Client, page: Server, kind: str):
+    before = psutil.Process(page.pid).memory_info().rss
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    began = time.monotonic()
+    answer = http.post("/gradio_api/upload", content=MULTIPARTS[kind], headers=headers)
+    took, grown = time.monotonic() - began, psutil.Process(page.pid).memory_info().rss - before
+    print(f"\n{kind}: {answer.status_code} after {took:.2f} s, {grown / 2**20:.0f} MiB")
+    assert answer.status_code < 500
+    assert "Traceback" not in answer.text
+    assert grown < 400 * 2**20
+    assert http.get("/health/live").status_code == 200
+
+
+def test_a_file_over_the_limit_is_refused(http: httpx.Client, page: Server):
+    assert upload(http, "big.png", bytes(21 * 2**20)).status_code == 413
+    with socket.create_connection(("127.0.0.1", page.port)) as raw:
+        raw.settimeout(60)
+        kind = b"Content-Type: multipart/form-data; boundary=b"
+        raw.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\n" + kind)
+        raw.sendall(b"\r\nContent-Length: 1000000000000\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_half_requests_are_hung_up_on(page: Server):
+    held = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(100)]
+    for each in held:
+        each.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+    assert httpx.get(f"{page.url}/health/live", trust_env=False, timeout=30).status_code == 200
+    for each in held:
+        each.settimeout(60)
+        with suppress(ConnectionError):
+            assert each.recv(1000) == b""
+        each.close()
+
+
+# A page with login -------------------------------------------------------------------------------------------------
+
+
+def test_who_is_not_logged_in_gets_nothing_but_the_way_in(servers: Topology):
+    page, key = servers.servers[3], KEYS["page-guest"]
+    with httpx.Client(base_url=page.url, trust_env=False, timeout=30) as http:
+        for route in sorted(ASKED):
+            path = re.sub(r"\{(\w+)(:path)?\}", "x", route)
+            methods = ("POST",) if route.endswith(("join", "component_server", "/upload", "{api_name}")) else ("GET",)
+            for method in methods:
+                answer = http.request(method, path, json={} if method == "POST" else None)
+                assert answer.status_code in (401, 403), f"{method} {path}: {answer.status_code}"
+        assert '"components": []' in http.get("/").text or "auth_required" in http.get("/").text
+        assert http.get("/gradio_api/user").json() is None
+        for name, shown in (("page-guest", "wrong"), ("eve", key), ("page-guest", "")):
+            answer = http.post("/login", data={"username": name, "password": shown})
+            assert answer.status_code in (400, 422)
+        assert http.post("/login", data={"username": "page-guest", "password": key}).status_code == 200
+        cookies = http.post("/login", data={"username": "page-guest", "password": key}).headers.get_list("set-cookie")
+        assert cookies
+        assert all("httponly" in cookie.lower() and "samesite" in cookie.lower() for cookie in cookies)
+        assert http.get("/config").status_code == 200
+
+
+# What listens ------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_full_start_only_this_machine_is_listened_to(servers: Topology):
+    listening: set[tuple[str, int]] = set()
+    for server in servers.servers:
+        if server.process.poll() is None:
+            for process in (psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)):
+                listening |= {
+                    (each.laddr.ip, each.laddr.port)
+                    for each in process.net_connections("inet")
+                    if each.status == psutil.CONN_LISTEN
+                }
+    assert {ip for ip, _ in listening} == {"127.0.0.1"}
+    known = {s.port for s in servers.servers if s.process.poll() is None} | {int(servers.api_url.rpartition(":")[2])}
+    assert {port for _, port in listening} == known
+    assert os.environ.get("GRADIO_SHARE")
