@@ -88,8 +88,9 @@ async def test_the_baseline_takes_one_request_at_a_time_and_the_next_when_a_read
     async with aclosing(cast(Any, baseline.generate(long))) as first:
         await anext(first)
         second = asyncio.create_task(answer(baseline.generate(ask("Hi", max_tokens=2, ignore_eos=True))))
-        await anext(first)
-        assert (baseline.status().running, baseline.status().waiting) == (1, 1)
+        async with asyncio.timeout(60):
+            while (baseline.status().running, baseline.status().waiting) != (1, 1):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
     _, end = await asyncio.wait_for(second, 60)
     assert end.finish_reason == "length"
     assert baseline.status().running == 0

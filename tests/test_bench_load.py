@@ -14,7 +14,7 @@ from llava_core.config import ImageLimits
 from llava_core.engines.echo import EchoEngine
 from llava_core.errors import BadRequest, MissingDependency, Overloaded, UnknownModel
 from llava_core.images import decode_image, read_data_url
-from llava_core.types import Chunk, Request, Usage
+from llava_core.types import Chunk, Request, TextPart, Usage
 from serve.bench import report as reports
 from serve.bench.commands import app
 from serve.bench.load import run_load
@@ -196,6 +196,12 @@ def test_the_same_seed_says_and_draws_the_same_and_the_next_load_something_else(
     plan = LoadPlan(image_size=(40, 40))
     assert write_script(plan, 3) == write_script(plan, 3)
     assert write_script(plan, 3).questions != write_script(plan.after(1), 3).questions
+    first, second = (
+        " ".join(part.text for part in question if isinstance(part, TextPart)).strip("?").split()
+        for question in write_script(plan, 3).questions[:2]
+    )
+    assert first != second
+    assert sorted(first) == sorted(second), "turns are compared, so their questions must be equally long"
     assert draw_picture((40, 40), "a") != draw_picture((40, 40), "b")
 
 

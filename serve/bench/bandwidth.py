@@ -46,11 +46,11 @@ class Limits:
 
 def weigh(model: PreTrainedModel) -> WeightFacts:
     from llava_core.engines.transformers.attention import KVShape
+    from llava_core.engines.transformers.attention_cpu import fastest_dtype
 
     whole: Any = model
     shape = KVShape.of(model)
-    # Keys and values are kept in float32 on a CPU, whatever the weights are in.
-    size = 4 if model.device.type == "cpu" else model.dtype.itemsize
+    size = (fastest_dtype(model.dtype) if model.device.type == "cpu" else model.dtype).itemsize
     return WeightFacts(
         bytes=sum(weight.nbytes for weight in _read_weights(model)),
         kv_bytes=2 * shape.layers * shape.kv_heads * shape.dim * size,

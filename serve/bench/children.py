@@ -10,16 +10,19 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from llava_core.errors import EngineFailure
+from serve.client import Client
 from serve.launcher.logs import last_words
 
 READY_S = 600.0
 _END_S = 15.0
 _PROBE_S = 5.0
+_LISTED_S = 20.0
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -31,9 +34,10 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def running(
-    module: str, flags: Sequence[str], *, ready: str = "/health/ready", ready_s: float = READY_S
+    module: str, flags: Sequence[str], *, ready: str = "/health/ready", ready_s: float = READY_S, kind: str = ""
 ) -> AsyncGenerator[tuple[str, int]]:
-    """Start `python -m module flags --host … --port …`; its address and process id once it answers at `ready`.
+    """Start `python -m module flags --host … --port …`; its address and process id once it answers at `ready`. `kind`
+    stands before the names of these two options.
 
     Raises EngineFailure with its last words if it ends before, or does not get there within `ready_s`.
     """
@@ -41,7 +45,7 @@ async def running(
     with tempfile.TemporaryFile() as said:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", module, *flags, "--host", "127.0.0.1", "--port", str(port)),
+            *("-m", module, *flags, f"--{kind}host", "127.0.0.1", f"--{kind}port", str(port)),
             cwd=_ROOT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdin=asyncio.subprocess.DEVNULL,
@@ -58,6 +62,30 @@ async def running(
             yield url, process.pid
         finally:
             await _end(process)
+
+
+@dataclass(frozen=True)
+class Controller:
+    """`url` is for workers and our own client, `api` for everybody."""
+
+    url: str
+    api: str
+    pid: int
+
+
+@asynccontextmanager
+async def running_controller() -> AsyncGenerator[Controller]:
+    api = free_port()
+    flags = ("--port", str(api))
+    async with running("serve.controller", flags, ready="/health/live", kind="control-") as (url, pid):
+        yield Controller(url, f"http://127.0.0.1:{api}", pid)
+
+
+async def until_listed(controller: str, workers: int = 1) -> None:
+    """Wait until so many workers have registered."""
+    async with asyncio.timeout(_LISTED_S), Client(controller) as client:
+        while sum(card.workers for card in await client.models()) < workers:  # noqa: ASYNC110  it cannot wake us
+            await asyncio.sleep(0.05)
 
 
 async def _until_ready(process: asyncio.subprocess.Process, url: str, ready_s: float) -> bool:

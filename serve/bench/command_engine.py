@@ -44,10 +44,14 @@ def engine(
     images: opt.Images = 1,
     image_size: opt.ImageSize = DEFAULT_SIZE,
     generate: Annotated[bool, typer.Option(help="Measure `generate` too.")] = True,
+    generate_dtype: Annotated[
+        Precision | None, typer.Option(help="Precision of `generate`. [default: the engine's]")
+    ] = None,
     seed: opt.Seed = 0,
     json: opt.JsonFile = None,
 ) -> None:
-    """Measure the engine alone, in this process, against `generate` on the same weights and the machine's limit.
+    """Measure the engine alone, in this process, against `generate` on the same weights (in a process of its own)
+    and the machine's limit.
 
     Without --model-path it builds the checkpoint that the command `checkpoint` writes.
     """
@@ -78,7 +82,7 @@ def engine(
             return Head(command, replace(machine, load_before=load_before), date)
 
         options = EngineOptions(model_path=model_path, device=device, dtype=dtype)
-        report = asyncio.run(bench_engine(options, plan, head, told=status.update))
+        report = asyncio.run(bench_engine(options, plan, head, told=status.update, generate_dtype=generate_dtype))
     if json is not None:
         write_json(json, report)
     print_engine(Console(), report)

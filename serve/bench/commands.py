@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serve.bench import command_engine, command_load
+from serve.bench import command_engine, command_faults, command_load, command_page
 
 app = typer.Typer(
     add_completion=False,
@@ -20,5 +20,8 @@ for _command in (
     command_engine.overhead,
     command_engine.baseline,
     command_engine.checkpoint,
+    command_faults.overload,
+    command_page.page,
+    command_faults.soak,
 ):
     app.command()(_command)

@@ -1,4 +1,4 @@
-"""The engine alone against `generate`, both in this process, in turns, beside the machine's own limit."""
+"""The engine alone against `generate`, neither behind HTTP, in turns, beside the machine's own limit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from llava_core.engines.base import Engine
 from llava_core.engines.load import EngineOptions, load_engine
 from llava_core.errors import EngineFailure
 from llava_core.types import Chunk, Request
-from serve.bench.bandwidth import Limits, WeightFacts, measure_limits, weigh
+from serve.bench.aside import baseline_aside, limits_of
+from serve.bench.bandwidth import Limits, WeightFacts
 from serve.bench.compare import Line, alternate, compare_figures
-from serve.bench.generate import GenerateEngine, load_generate_engine
+from serve.bench.generate import GenerateEngine
 from serve.bench.load import run_load
 from serve.bench.plan import LoadPlan
 from serve.bench.records import Answer, figures, summarise
@@ -47,6 +48,9 @@ class EnginePlan:
 
     def alone(self, number: int) -> LoadPlan:
         return self._load(number, users=1, turns=self.long_turns)
+
+    def warm_up(self) -> LoadPlan:
+        return replace(self.alone(-1), turns=2, max_tokens=4)
 
     def prefill(self, number: int) -> LoadPlan:
         return self._load(number, users=1, turns=1, images=0, prompt_words=self.prefill_words, max_tokens=1)
@@ -93,6 +97,7 @@ class EngineReport:
     alone: Mapping[str, float]
     """The engine's own medians."""
     limit: DecodeLimit
+    generate_dtype: str = ""
     kind: Literal["engine"] = "engine"
 
 
@@ -111,48 +116,82 @@ class InProcess:
 
 
 async def bench_engine(
-    options: EngineOptions, plan: EnginePlan, head: Callable[[int, str], Head], *, told: Callable[[str], None]
+    options: EngineOptions,
+    plan: EnginePlan,
+    head: Callable[[int, str], Head],
+    *,
+    told: Callable[[str], None],
+    generate_dtype: str | None = None,
 ) -> EngineReport:
-    """Load the checkpoint (twice with `generate`, so that neither sees what the other does to its modules) and
-    measure; `told` hears what is being done. `head` is given torch's threads and the device."""
-    import torch
+    """Load the checkpoint here, and for `generate` and the machine's limits in a process of its own, and measure them
+    in turns; `told` hears what is being done. `head` is given torch's threads and the device. `generate_dtype` is the
+    baseline's precision where it is not the engine's."""
+    from llava_core.engines.transformers.threads import count_threads
 
     told("loading")
     options = replace(options, limits=replace(EngineLimits(), max_running=max(8, plan.users), max_wait_s=3600.0))
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(_closing(load_engine("transformers", options)))
-        baseline = await stack.enter_async_context(_closing(load_generate_engine(options)))
-        model = baseline.model
-        facts, limits = weigh(model), list[Limits]()
-        ours, theirs = InProcess(engine), InProcess(baseline)
-        for target in (ours, theirs) if plan.with_generate else (ours,):
-            told(f"warming up {_name(target)}")
-            await run_load(replace(plan.alone(-1), turns=2, max_tokens=4), target)
+        # What the engine's `auto` has become.
+        same = replace(options, device=engine.info.device, dtype=engine.info.dtype)
+        machine = await stack.enter_async_context(baseline_aside(same, told=told))
+        baseline = machine
+        if plan.with_generate and generate_dtype not in (None, engine.info.dtype):
+            other = replace(same, dtype=generate_dtype or "auto")
+            baseline = await stack.enter_async_context(baseline_aside(other, told=told))
+        ours, limits = InProcess(engine), list[Limits]()
+        told("warming up")
+        await run_load(plan.warm_up(), ours)
+        if plan.with_generate:
+            await baseline.run(WarmUpBaseline(plan))
+        facts: WeightFacts | None = None
 
         async def run_ours(number: int) -> dict[str, float]:
-            told(f"round {number + 1} of {plan.rounds}: memory")
-            limits.append(measure_limits(model))
-            return await _measure(plan, ours, number, told)
+            nonlocal facts
+            facts, found = await machine.run(limits_of)
+            limits.append(found)
+            return await measure(plan, ours, number, told)
 
         async def run_theirs(number: int) -> dict[str, float]:
-            return await _measure(plan, theirs, number, told) if plan.with_generate else {}
+            return await baseline.run(MeasureBaseline(plan, number)) if plan.with_generate else {}
 
         rounds = await alternate(plan.rounds, run_ours, run_theirs)
-        threads, device = torch.get_num_threads(), _device_name(model)
+        info = engine.info
+    assert facts is not None
     measured = [figures for figures, _ in rounds]
     alone = {name: statistics.median(each[name] for each in measured) for name in measured[0]}
     return EngineReport(
-        head(threads, device),
-        engine.info.name,
-        engine.info.dtype,
+        head(count_threads(options.batch.threads), _device_name(info.device)),
+        info.name,
+        info.dtype,
         plan,
         tuple(line for line in compare_figures(rounds) if line.name != CONTEXT),
         alone,
         _decode_limit(facts, limits, [each[ONE_STREAM] for each in measured], alone[CONTEXT]),
+        generate_dtype or info.dtype,
     )
 
 
-async def _measure(plan: EnginePlan, target: Target, number: int, told: Callable[[str], None]) -> dict[str, float]:
+@dataclass(frozen=True)
+class MeasureBaseline:
+    """A job of the baseline's process: one round."""
+
+    plan: EnginePlan
+    number: int
+
+    async def __call__(self, engine: GenerateEngine, told: Callable[[str], None]) -> dict[str, float]:
+        return await measure(self.plan, InProcess(engine), self.number, told)
+
+
+@dataclass(frozen=True)
+class WarmUpBaseline:
+    plan: EnginePlan
+
+    async def __call__(self, engine: GenerateEngine, told: Callable[[str], None]) -> None:
+        await run_load(self.plan.warm_up(), InProcess(engine))
+
+
+async def measure(plan: EnginePlan, target: Target, number: int, told: Callable[[str], None]) -> dict[str, float]:
     """The figures of one target in one round. Raises what an answer failed with."""
 
     def tell(what: str) -> None:
@@ -211,7 +250,7 @@ def _name(target: Target) -> str:
     return "generate" if isinstance(engine, GenerateEngine) else "engine"
 
 
-def _device_name(model: Any) -> str:
+def _device_name(device: str) -> str:
     import torch
 
-    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else ""

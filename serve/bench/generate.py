@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llava_core.config import EngineLimits, ImageLimits
@@ -28,14 +29,16 @@ if TYPE_CHECKING:
 def load_generate_engine(options: EngineOptions, *, at_once: int = 1) -> GenerateEngine:
     """Load the checkpoint that the options name; slow and blocking. Raises BadCheckpoint."""
     from llava_core.checkpoints.load import load_checkpoint
-    from llava_core.engines.transformers.threads import set_threads
+    from llava_core.engines.transformers.threads import in_passing_thread, set_threads
 
-    loaded = load_checkpoint(
-        options.model_path or "", name=options.model_name, device=options.device, dtype=options.dtype
+    loaded = in_passing_thread(
+        lambda: load_checkpoint(
+            options.model_path or "", name=options.model_name, device=options.device, dtype=options.dtype
+        )
     )
-    if loaded.model.device.type == "cpu":
-        set_threads(None)
-    return GenerateEngine(loaded, limits=options.limits, images=options.images, at_once=at_once)
+    # Every thread of the pool says it for itself.
+    start = partial(set_threads, None) if loaded.model.device.type == "cpu" else None
+    return GenerateEngine(loaded, limits=options.limits, images=options.images, at_once=at_once, start=start)
 
 
 class GenerateEngine:
@@ -48,13 +51,14 @@ class GenerateEngine:
         limits: EngineLimits | None = None,
         images: ImageLimits | None = None,
         at_once: int = 1,
+        start: Callable[[], object] | None = None,
     ) -> None:
         self._loaded = loaded
         self._limits = limits or EngineLimits()
         self._images = ImageLoader(images or ImageLimits())
         self._slots = asyncio.Semaphore(at_once)
         self._at_once = at_once
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="generate")
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="generate", initializer=start)
         self._running = self._waiting = 0
         self._forbidden = self._never_said()
 

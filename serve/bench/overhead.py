@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from llava_core.config import EngineLimits
 from llava_core.engines.echo import EchoEngine
 from llava_core.errors import EngineFailure
 from llava_core.types import Chunk, Request
-from serve.bench.children import running
+from serve.bench.children import running, running_controller, until_listed
 from serve.bench.compare import Line, alternate, compare_figures
 from serve.bench.engine import InProcess
 from serve.bench.load import run_load
@@ -21,8 +20,6 @@ from serve.bench.records import Spread, summarise
 from serve.bench.report import Head
 from serve.bench.target import HttpTarget, Target
 from serve.client import Client
-
-_LISTED_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -135,26 +132,21 @@ async def _topology(plan: OverheadPlan, delay_s: float) -> AsyncIterator[_Ways]:
     async with AsyncExitStack() as stack:
         engine = EchoEngine("echo", limits=limits, delay_s=delay_s)
         stack.push_async_callback(engine.aclose)
-        controller, _ = await stack.enter_async_context(running("serve.controller", (), ready="/health/live"))
+        there = await stack.enter_async_context(running_controller())
+        controller = there.url
         flags = ("--engine", "echo", "--model-name", "echo", "--echo-delay", str(delay_s), "--controller", controller)
         room = ("--limit-model-concurrency", str(plan.streams), "--max-waiting", str(plan.streams))
         worker, pid = await stack.enter_async_context(running("serve.model_worker", (*flags, *room)))
         client = await stack.enter_async_context(Client(controller))
-        await _until_listed(client)
+        await until_listed(controller)
         at_worker = await stack.enter_async_context(HttpTarget(worker, "echo"))
-        gateway = await stack.enter_async_context(HttpTarget(controller, "echo"))
+        gateway = await stack.enter_async_context(HttpTarget(there.api, "echo"))
         others: dict[str, Target] = {
             "worker over HTTP": at_worker,
             "controller, then worker": ThroughClient(client, "echo"),
             "controller's /v1": gateway,
         }
         yield _Ways(InProcess(engine), others, pid)
-
-
-async def _until_listed(client: Client) -> None:
-    async with asyncio.timeout(_LISTED_S):
-        while not await client.models():  # noqa: ASYNC110  the controller cannot wake us
-            await asyncio.sleep(0.05)
 
 
 def _cpu_s(pid: int) -> float:

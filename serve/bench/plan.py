@@ -93,9 +93,11 @@ def write_script(plan: LoadPlan, number: int) -> ChatScript:
         for index in range(plan.images)
     ]
     questions: list[tuple[Part, ...]] = []
+    words = source.choices(_WORDS, k=plan.prompt_words)
     for turn in range(plan.turns):
-        words = " ".join(source.choice(_WORDS) for _ in range(plan.prompt_words))
-        questions.append((*(pictures if turn == 0 else ()), TextPart(words + "?")))
+        # The same words in another order: turns can be compared, since their questions take as many tokens.
+        source.shuffle(words)
+        questions.append((*(pictures if turn == 0 else ()), TextPart(" ".join(words) + "?")))
     return ChatScript(number, f"bench-{plan.seed}-{number}", plan.system, tuple(questions))
 
 

@@ -56,9 +56,10 @@ def print_engine(console: Console, report: EngineReport) -> None:
     print_head(console, report.head)
     plan, limit = report.plan, report.limit
     what = (
-        f"{report.model}, {limit.weights.parameters / 1e6:,.0f} million weights in {report.dtype}; one chat of "
-        f"{plan.long_turns} turns, a prompt of {plan.prefill_words} words, {plan.users} users x {plan.turns} turns; "
-        f"{plan.images} pictures a chat, {plan.max_tokens} tokens an answer, greedy; {plan.rounds} rounds"
+        f"{report.model}, {limit.weights.parameters / 1e6:,.0f} million weights in {report.dtype}{_theirs(report)}; "
+        f"one chat of {plan.long_turns} turns, a prompt of {plan.prefill_words} words, {plan.users} users x "
+        f"{plan.turns} turns; {plan.images} pictures a chat, {plan.max_tokens} tokens an answer, greedy; "
+        f"{plan.rounds} rounds"
     )
     console.print(what, style="dim", markup=False, highlight=False, soft_wrap=True)
     if report.lines:
@@ -82,6 +83,11 @@ def print_engine(console: Console, report: EngineReport) -> None:
     table.add_row("the weights' products alone", f"{number(limit.weights_pass_tokens_per_s)} tokens/s")
     table.add_row("share of that", f"{100 * limit.share_of_pass:.0f} %")
     console.print(table)
+
+
+def _theirs(report: EngineReport) -> str:
+    other = report.generate_dtype
+    return f" (generate in {other})" if other not in ("", report.dtype) else ""
 
 
 def print_overhead(console: Console, report: OverheadReport) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
-import httpx
-from httpx_sse import EventSource, SSEError
+import aiohttp
 
-from llava_core.chat_events import read_chunks
 from llava_core.chat_protocol import write_call
 from llava_core.config import ClientTimings
 from llava_core.errors import BadRequest, NoWorker, UnknownModel, WorkerLost, WorkerTimeout
 from llava_core.types import Chunk, Request
+from serve.answer_stream import read_answer
+from serve.at_once import within
+from serve.credentials import known_token
 from serve.http_errors import error_from
+from serve.http_session import HTTP_ERRORS, HttpSession
+
+T = TypeVar("T")
 
 _MOST_CONNECTIONS = 10_000
 
@@ -39,30 +44,29 @@ class HttpTarget:
         self.url = check_url(url)
         self.model = model
         self._timings = timings or ClientTimings()
-        self._http = httpx.AsyncClient(
+        api_key = api_key or known_token(url)
+        self._http = HttpSession(
+            connect_s=self._timings.connect_s,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
-            limits=httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=_MOST_CONNECTIONS),
-            timeout=httpx.Timeout(
-                self._timings.between_tokens_s,
-                read=self._timings.first_token_s,
-                connect=self._timings.connect_s,
-                pool=self._timings.first_token_s,
-            ),
-            trust_env=False,
+            connections=_MOST_CONNECTIONS,
         )
 
     async def open(self) -> None:
         """Check that the model is there. Raises NoWorker, UnknownModel or what the server says."""
         try:
-            answer = await self._http.get(f"{self.url}/v1/models", timeout=self._timings.control_s)
-        except httpx.TimeoutException:
+            answer = await self._http.send("GET", f"{self.url}/v1/models", limit_s=self._timings.control_s)
+            try:
+                body = await answer.read()
+            finally:
+                answer.close()
+        except TimeoutError:
             raise WorkerTimeout(f"{self.url} did not answer within {self._timings.control_s:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as cause:
+        except (*HTTP_ERRORS, ValueError) as cause:
             raise NoWorker(f"{self.url} cannot be reached ({cause}); is the server running?") from None
-        if answer.status_code != 200:
-            raise error_from(answer.status_code, answer.headers, answer.content, source=self.url)
+        if answer.status != 200:
+            raise error_from(answer.status, answer.headers, body, source=self.url)
         try:
-            names = [str(card["id"]) for card in answer.json()["data"]]
+            names = [str(card["id"]) for card in json.loads(body)["data"]]
         except (ValueError, TypeError, KeyError):
             raise NoWorker(f"what answers at {self.url} is no OpenAI-compatible server") from None
         if not names:
@@ -75,20 +79,25 @@ class HttpTarget:
         body = await asyncio.to_thread(write_call, request) if request.images else write_call(request)
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "X-Request-Id": request.id}
         try:
-            async with self._http.stream(
-                "POST", f"{self.url}/v1/chat/completions", content=body, headers=headers
-            ) as answer:
-                if answer.status_code != 200:
-                    raise error_from(answer.status_code, answer.headers, await answer.aread(), source=self.url)
-                async with aclosing(_event_data(answer)) as events, aclosing(read_chunks(events)) as chunks:
+            answer = await self._wait(self._http.send("POST", f"{self.url}/v1/chat/completions", body, headers))
+            try:
+                if answer.status != 200:
+                    said = await self._wait(answer.read())
+                    raise error_from(answer.status, answer.headers, said, source=self.url)
+                async with aclosing(read_answer(answer, self._wait)) as chunks:
                     async for chunk in chunks:
                         yield chunk
-        except httpx.ConnectError as cause:
-            raise NoWorker(f"{self.url} cannot be reached ({cause})") from cause
-        except httpx.TimeoutException as cause:
+            finally:
+                answer.close()
+        except TimeoutError as cause:
             raise WorkerTimeout(f"{self.url} was silent for too long ({type(cause).__name__})") from cause
-        except (httpx.HTTPError, SSEError) as cause:
+        except aiohttp.ClientConnectorError as cause:
+            raise NoWorker(f"{self.url} cannot be reached ({cause})") from cause
+        except HTTP_ERRORS as cause:
             raise WorkerLost(f"the connection to {self.url} broke off ({cause!r})") from cause
+
+    async def _wait(self, step: Awaitable[T]) -> T:
+        return await within(lambda: asyncio.timeout(self._timings.first_token_s), step)
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,9 +116,3 @@ def check_url(url: str) -> str:
     if not valid:
         raise BadRequest(f"{url!r} is no address; write one like http://127.0.0.1:21002", param="URL")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-async def _event_data(answer: httpx.Response) -> AsyncGenerator[str]:
-    async with aclosing(EventSource(answer).aiter_sse()) as events:
-        async for event in events:
-            yield event.data
