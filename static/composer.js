@@ -31,12 +31,12 @@ class Composer {
     this.undoButton = iconButton("undo", "Undo the last turn", () => this.view.undo());
     this.clearButton = el("button.ls-button.ls-new", { type: "button", title: "New chat", "aria-label": "New chat", onclick: () => this.view.clear() },
       icon("fresh"), el("span", {}, "New chat"));
-    this.settingsButton = iconButton("sliders", "Settings", () => popover(this.settingsButton, settingsPanel, ".ls-settings-popover"),
+    this.settingsButton = iconButton("sliders", "Settings", () => popover(this.settingsButton, () => settingsPanel(), ".ls-settings-popover"),
       { "aria-haspopup": "dialog", "aria-expanded": "false" });
     this.keptButton = el("button.ls-text-button", { type: "button", onclick: () => popover(this.keptButton, () => this.whatIsKept(), ".ls-kept") }, "What is kept?");
     this.box = el("div.ls-box", {}, this.shelf, this.hints, this.text,
       el("div.ls-tools", {},
-        iconButton("picture", "Add pictures", () => this.files.click(), { className: ".ls-attach" }), this.settingsButton,
+        iconButton("picture", "Add pictures", () => this.files.click(), { className: ".ls-attach" }), this.settingsButton, this.view.tools(),
         el("span.ls-gap"), this.undoButton, this.clearButton, this.sendButton), this.files);
     this.root.append(this.strip, this.bar, this.box,
       el("p.ls-foot", {}, "Models make mistakes. Check what matters. ", this.keptButton));
@@ -116,8 +116,10 @@ class Composer {
     this.focus();
   }
 
+  // A column whose model is not there says so itself; with none to answer there is nobody to ask.
   get canAsk() {
-    return !offer.lost && this.view.panes.length > 0 && this.view.panes.every((pane) => pane.picker.chosen);
+    const { panes } = this.view;
+    return !offer.lost && panes.length > 0 && panes.every(({ picker }) => picker.chosen) && panes.some(({ picker }) => !picker.missing);
   }
 
   load(text, pictures) {
@@ -213,17 +215,27 @@ class Composer {
   drawBar() {
     const { view } = this;
     const editing = view.editing !== null;
-    const taken = { clear: "The chat was cleared.", undo: "The last turn was taken back.", edit: "What came after was taken away." };
+    const taken = { clear: "This is a new chat.", undo: "The last turn was taken back." };
     const trouble = offer.trouble && (view.turns.length || offer.lost) ? sentence(offer.trouble) : "";
-    const says = editing ? "Rewriting a question; what follows it will go."
-      : trouble || (view.restorable ? taken[view.taken] ?? "Something was taken away." : "");
+    const says = editing ? "Rewriting a question; the chat so far stays as another branch."
+      : trouble || this.missing() || unkept() || (view.restorable ? taken[view.taken] ?? "Something was taken away." : "");
     this.bar.hidden = !says;
     if (this.bar.dataset.says === says) return;
     this.bar.dataset.says = says;
-    this.bar.classList.toggle("ls-bar-warn", !editing && Boolean(trouble));
-    this.bar.replaceChildren(el("span", {}, says), !editing && trouble ? "" : el("button.ls-text-button", {
+    const warns = !editing && Boolean(trouble || this.missing() || unkept());
+    this.bar.classList.toggle("ls-bar-warn", warns);
+    this.bar.replaceChildren(el("span", {}, says), warns ? "" : el("button.ls-text-button", {
       type: "button", onclick: () => (view.editing !== null ? view.cancelEdit() : view.restore()),
     }, editing ? "Cancel" : "Bring it back"));
+  }
+
+  // Which chosen models are not there, and which are.
+  missing() {
+    const gone = [...new Set(this.view.panes.filter(({ picker }) => picker.missing).map(({ picker }) => picker.chosen))];
+    if (!gone.length || !offer.models.length) return "";
+    const names = offer.models.map(({ name }) => name);
+    const shown = names.length > 6 ? `${names.slice(0, 6).join(", ")} and ${names.length - 6} more` : names.join(", ");
+    return `${gone.join(" and ")} ${gone.length > 1 ? "are" : "is"} not running. Running: ${shown}.`;
   }
 
   // Columns have no room for the large examples, so the composer carries small ones.
@@ -250,9 +262,19 @@ class Composer {
 
   whatIsKept() {
     return el("div.ls-kept-text", {}, el("h2", {}, "What is kept?"),
-      el("p", {}, "The chat lives in this browser tab and in the server's memory; nobody else sees it. Attached pictures stay on the server for a day at most."),
-      el("p", {}, this.props.promise));
+      el("p", {}, this.props.kept),
+      this.props.more && el("p", {}, this.props.more),
+      el("p", {}, this.props.promise),
+      chatList && el("button.ls-action", { type: "button", onclick: (event) => chatList.askToDeleteAll(event.currentTarget) }, icon("trash"), el("span", {}, "Delete all my chats")));
   }
+}
+
+// Why chats would not survive a restart at the moment; empty while all is well.
+function unkept() {
+  const { trouble, unsaved } = offer.store ?? {};
+  if (!trouble) return "";
+  const waiting = unsaved ? ` ${unsaved} ${unsaved === 1 ? "chat waits" : "chats wait"} to be written.` : "";
+  return `Chats go on but are not kept at the moment: ${trouble}.${waiting}`;
 }
 
 // Uploaded files by their path on the server: what the browser has at hand it need not fetch again.

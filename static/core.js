@@ -36,6 +36,15 @@ const ICON_PATHS = {
   up: "M7 11v9H4v-9zM7 11l4-7.5c1.6 0 2.5 1 2.2 2.7L12.600 9.500H18.500a1.800 1.800 0 0 1 1.700 2.200l-1.500 6.600A2.200 2.200 0 0 1 16.600 20H7",
   flag: "M6 21V4M6 4.500h12l-2.500 4 2.500 4H6",
   close: "M6 6l12 12M18 6L6 18",
+  together: "M8 4v16M5 7l3-3 3 3M5 17l3 3 3-3M16 4v16M13 7l3-3 3 3M13 17l3 3 3-3",
+  differ: "M5 9h14M5 15h14M15.500 4.500l-7 15",
+  chat: "M5 5h14v11H11l-4 3.500V16H5z",
+  panel: "M4 5h16v14H4zM9.500 5v14",
+  search: "M11 4a7 7 0 1 0 0 14a7 7 0 1 0 0-14M16.200 16.200L20.500 20.500",
+  more: "M5.500 12h.01M12 12h.01M18.500 12h.01",
+  trash: "M5 7h14M10 7V4.500h4V7M7 7l1 13h8l1-13M10.500 11v5.500M13.500 11v5.500",
+  link: "M10 14a4 4 0 0 0 5.700 0l3-3A4 4 0 0 0 13 5.300l-1 1M14 10a4 4 0 0 0-5.700 0l-3 3A4 4 0 0 0 11 18.700l1-1",
+  upload: "M12 15V4M7 8.500l5-5 5 5M5 20h14",
   caret: "M7 10l5 5 5-5",
   left: "M14 7l-5 5 5 5",
   right: "M10 7l5 5-5 5",
@@ -104,6 +113,14 @@ async function copyText(text, button) {
   }, 1400);
 }
 
+// The buttons over code blocks, wherever they come to stand in `root`.
+function copyCodeIn(root) {
+  root.addEventListener("click", (event) => {
+    const button = event.target.closest(".ls-code-copy");
+    if (button) copyText(button.closest("figure").querySelector("code").textContent, button);
+  });
+}
+
 function saveFile(name, text, type) {
   const link = el("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
   document.body.append(link);
@@ -123,7 +140,7 @@ function popover(button, build, className = "") {
   };
   if (openPanel?.button === button) return close();
   close();
-  const panel = el(`div.ls-popover${className}`, { role: "dialog" });
+  const panel = el(`div.ls-popover${className}`, { role: "dialog", "aria-label": button.getAttribute("aria-label") || button.textContent });
   panel.append(build(close));
   document.body.append(panel);
   openPanel = { panel, button, close };

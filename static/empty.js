@@ -59,7 +59,7 @@ function exampleCard(pane, example) {
 }
 
 function columnWelcome(pane) {
-  return [el("p.ls-faint", {}, pane.side === "left" ? "One question goes to both models." : "Each answers at its own pace.")];
+  return [el("p.ls-faint", {}, ["One question goes to all models.", "Each answers at its own pace.", "Shift its settings in the menu above.", "Swap its model whenever you like."][pane.place ?? 0])];
 }
 
 function sentence(text) {

@@ -44,11 +44,12 @@ document.addEventListener("visibilitychange", () => {
 
 // A button that shows the chosen model and opens the list. The choice stays when its model goes away for a while.
 class Picker {
-  constructor(side, onchange) {
-    this.side = side;
+  // `taken` gives the choices of the other columns.
+  constructor(side, onchange, taken) {
+    this.taken = taken;
     this.onchange = onchange;
     this.key = `model-${side}`;
-    const asked = side === "right" ? null : new URLSearchParams(location.search).get("model");
+    const asked = !["only", "left", "a", "inspect"].includes(side) ? null : new URLSearchParams(location.search).get("model");
     this.chosen = asked || stored("tab", this.key) || "";
     this.byHand = Boolean(this.chosen);
     this.label = el("span.ls-picker-name");
@@ -64,21 +65,31 @@ class Picker {
     return offer.models.find((model) => model.name === this.chosen);
   }
 
+  // Whether what is chosen cannot be asked now.
+  get missing() {
+    return Boolean(this.chosen && offer.known && !this.model);
+  }
+
   update() {
     if (!this.byHand && !this.model && offer.models.length) {
-      // The second column starts with a second model where there is one.
-      this.chosen = offer.models[this.side === "right" && offer.models.length > 1 ? 1 : 0].name;
+      // Further columns start with further models where there are any.
+      const taken = this.taken();
+      this.chosen = (offer.models.find(({ name }) => !taken.includes(name)) ?? offer.models[0]).name;
     }
     const name = this.chosen || (offer.known ? "No model" : "Looking for models…");
     if (this.label.textContent !== name) this.label.textContent = name;
-    const missing = this.chosen && offer.known && !this.model;
+    const { missing } = this;
     const note = missing ? "not running at the moment" : this.model?.note || "";
     if (this.note.textContent !== note) this.note.textContent = note;
-    this.button.classList.toggle("ls-missing", Boolean(missing));
+    this.button.classList.toggle("ls-missing", missing);
     this.button.disabled = !offer.models.length;
     this.button.title = `${name}${note ? ` (${note})` : ""}`;
     this.button.setAttribute("aria-label", `Model: ${this.button.title}`);
-    if (openPanel?.button === this.button) openPanel.panel.replaceChildren(this.list(openPanel.close));
+    if (openPanel?.button === this.button) {
+      // Only what has changed is drawn anew: a press that has begun on an entry must end on it.
+      const list = this.list(openPanel.close);
+      if (list.innerHTML !== openPanel.panel.firstElementChild?.innerHTML) openPanel.panel.replaceChildren(list);
+    }
   }
 
   choose(name) {

@@ -12,28 +12,29 @@ class Pane {
     this.server = server;
     this.side = root.dataset.side;
     this.view = viewOf(root.dataset.view);
-    this.view.panes = [...this.view.panes.filter((pane) => pane.side !== this.side), this];
-    root.classList.toggle("ls-behind", this.side === "right");
     this.data = EMPTY;
     this.pending = null; // a question that is on its way to the server
     this.build();
+    this.view.add(this);
     watch("value", () => this.take(props.value));
     watchOffer(server, () => { this.picker.update(); this.draw(); this.view.refresh(); });
     whenServerReturns.add(() => this.follow({ do: "open" }));
-    this.enter(keptSecret(`room-${this.view.name}-${this.side}`));
+    this.room = `room-${this.view.name}-${this.side}`;
+    this.enter(keptSecret(this.room));
   }
 
   build() {
-    this.picker = new Picker(this.side, () => this.view.refresh());
-    this.stopButton = el("button.ls-button.ls-stop", { type: "button", hidden: true, onclick: () => this.act({ do: "stop" }) }, icon("stop"), el("span", {}, "Stop"));
+    this.picker = new Picker(this.side, () => this.view.refresh(), () => this.view.made.filter((pane) => pane !== this).map((pane) => pane.picker.chosen));
+    this.stopButton = el("button.ls-button.ls-stop", { type: "button", title: "Stop", "aria-label": "Stop", hidden: true, onclick: () => this.act({ do: "stop" }) }, icon("stop"), el("span", {}, "Stop"));
     this.exportButton = iconButton("download", "Export this chat", () => popover(this.exportButton, (close) => this.exportMenu(close), ".ls-menu"), { "aria-haspopup": "dialog", "aria-expanded": "false" });
+    this.letter = el("span.ls-side", { "aria-hidden": "true" });
     this.list = el("div.ls-turns");
     this.empty = el("div.ls-empty");
     this.scroller = el("div.ls-scroll", { tabindex: "0", role: "log", "aria-label": "Conversation" }, this.empty, this.list);
     this.latest = iconButton("down", "To the latest answer", () => this.toEnd(true), { className: ".ls-latest", hidden: true });
     this.root.replaceChildren(
-      el("div.ls-pane-head", {}, this.side !== "only" && this.sideSwitch(), this.picker.button,
-        el("span.ls-gap"), this.view.name !== "chat" && this.stopButton, this.exportButton),
+      el("div.ls-pane-head", {}, this.view.name === "chat" && document.querySelector(".ls-history") && chatListButton(), this.side !== "only" && this.letter, this.picker.button,
+        el("span.ls-gap"), this.view.name !== "chat" && this.stopButton, this.actions()),
       el("div.ls-pane-body", {}, this.scroller, this.latest));
     this.scroller.addEventListener("scroll", () => this.noticeScroll(), { passive: true });
     const grown = new ResizeObserver(() => this.sticky && this.list.childElementCount && this.toEnd());
@@ -43,28 +44,48 @@ class Pane {
     this.turns = new Map();
   }
 
-  // Which column this is; where there is room for one only, the way to the other.
-  sideSwitch() {
-    const button = (side, label) => el("button.ls-side", {
-      type: "button", data: { to: side }, "aria-label": `Column ${label}`, tabindex: "-1", onclick: () => this.view.showSide(side),
-    }, label);
-    return el("span.ls-sides", {}, button("left", "A"), button("right", "B"));
+  // What stands at the end of the pane's head.
+  actions() {
+    return this.exportButton;
+  }
+
+  get title() {
+    return this.picker.chosen || "no model";
+  }
+
+  // What answers are drawn with.
+  parameters() {
+    return { ...settings };
   }
 
   enter(secret) {
     this.secret = secret;
-    claimSecret(secret, () => {
-      const fresh = makeSecret();
-      stored("tab", `room-${this.view.name}-${this.side}`, fresh);
-      this.data = EMPTY;
-      this.enter(fresh);
-    });
+    claimSecret(secret, () => this.show(makeSecret()));
     this.follow({ do: "open" });
+  }
+
+  // Leave this chat for another, which other tabs may show as well.
+  show(secret) {
+    stored("tab", this.room, secret);
+    ownSecrets.delete(this.secret);
+    ownSecrets.set(secret, { asked: false });
+    this.secret = secret;
+    this.data = EMPTY;
+    this.pending = null;
+    this.sticky = true;
+    this.arriving = true;
+    this.follow({ do: "open" });
+    this.draw();
+    this.view.refresh();
   }
 
   // What starts an answer, or finds one that is on its way, is streamed back.
   follow(message) {
-    this.trigger("act", { ...message, room: this.secret });
+    this.trigger("act", this.addressed(message));
+  }
+
+  addressed(message) {
+    return { ...message, room: this.secret, owner, place: this.view.name };
   }
 
   async act(message) {
@@ -74,15 +95,15 @@ class Pane {
   }
 
   async fromServer(name, message) {
-    const heard = await this.server[name]({ ...message, room: this.secret }).catch(() => null);
+    const heard = await this.server[name](this.addressed(message)).catch(() => null);
     return heard ?? { error: "the server of this page cannot be reached" };
   }
 
   ask(text, pictures, turnId) {
     const model = this.picker.chosen;
-    this.pending = { turn: { id: "pending", text, pictures, answers: 1, shown: 0, answer: waitingAnswer(model) }, replaces: turnId, since: this.data.revision };
+    this.pending = { turn: { id: "pending", text, pictures, answers: 1, shown: 0, wordings: 1, wording: 0, answer: waitingAnswer(model) }, replaces: turnId, since: this.data.revision };
     const claims = pictures.map(({ path, name, example }) => (example ? { example, name } : { path, name }));
-    this.follow({ do: turnId ? "edit" : "ask", turn: turnId, text, pictures: claims, model, settings: { ...settings } });
+    this.follow({ do: turnId ? "edit" : "ask", turn: turnId, text, pictures: claims, model, settings: this.parameters(true) });
     stored("tab", `unsent-${this.view.name}`, text || null);
     this.sticky = true;
     this.draw();
@@ -97,9 +118,9 @@ class Pane {
     toast("The page's server did not take the question; it is back in the box.", "error");
   }
 
-  retry() {
+  retry(turnId) {
     this.sticky = true;
-    this.follow({ do: "retry", model: this.picker.chosen, settings: { ...settings } });
+    this.follow({ do: "retry", turn: turnId, model: this.picker.chosen, settings: this.parameters() });
   }
 
   resume() {
@@ -114,16 +135,28 @@ class Pane {
   take(value) {
     // Late news of a chat that was left, or older than what is shown.
     if (!value || value.room !== this.secret) return;
+    if (value.refused) return this.show(makeSecret()); // begun under another owner, whose key this browser has lost
     const anew = value.born !== this.data.born;
     if (!anew && value.revision < this.data.revision) return;
-    if (anew && this.data.turns.length) toast("The server of this page was restarted and has lost this chat.", "error");
+    if (anew && value.turns.length < this.data.turns.length) toast("The server of this page was restarted and has lost this chat.", "error");
+    const news = value.turns.length !== this.data.turns.length || value.running !== this.data.running;
     this.data = value;
+    if (this.arriving) this.arrive();
+    if (news) chatList?.soon();
     if (this.pending && (anew || value.revision > this.pending.since)) {
       this.pending = null;
       stored("tab", `unsent-${this.view.name}`, null);
     }
     this.draw();
     this.view.refresh();
+    return undefined;
+  }
+
+  // A chat that was opened again goes on with the model it was held with.
+  arrive() {
+    this.arriving = false;
+    const model = this.data.turns.at(-1)?.answer.model;
+    if (model && offer.models.some(({ name }) => name === model)) this.picker.choose(model);
   }
 
   shownTurns() {
@@ -152,10 +185,6 @@ class Pane {
     if (this.sticky && turns.length) this.toEnd();
   }
 
-  showsRunning(panes) {
-    for (const { side, running } of panes) this.root.querySelector(`.ls-side[data-to="${side}"]`)?.classList.toggle("ls-busy", running);
-  }
-
   markEdited(index) {
     [...this.list.children].forEach((node, place) => node.classList.toggle("ls-edited", index !== null && place >= index));
   }
@@ -164,22 +193,46 @@ class Pane {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
     this.sticky = scrollHeight - scrollTop - clientHeight < 60;
     this.latest.hidden = this.sticky || !this.list.childElementCount;
+    if (Math.abs(scrollTop - this.put) > 2) this.view.scrolled(this);
+  }
+
+  // Where in the conversation one is, whatever its turns measure here: which turn, and how far into it.
+  spot() {
+    if (this.sticky) return { end: true };
+    const top = this.scroller.getBoundingClientRect().top;
+    const turns = [...this.list.children].map((node) => node.getBoundingClientRect());
+    const turn = Math.max(0, turns.findIndex(({ bottom }) => bottom > top));
+    const { top: from = 0, height = 0 } = turns[turn] ?? {};
+    return { turn, share: height ? (top - from) / height : 0 };
+  }
+
+  goTo({ end, turn, share }) {
+    if (end) return this.toEnd();
+    const node = this.list.children[Math.min(turn, this.list.childElementCount - 1)];
+    if (!node) return undefined;
+    const { top, height } = node.getBoundingClientRect();
+    this.scroller.scrollTop += top - this.scroller.getBoundingClientRect().top + share * height;
+    this.put = this.scroller.scrollTop;
+    return undefined;
   }
 
   toEnd(smooth = false) {
     this.scroller.scrollTo({ top: this.scroller.scrollHeight, behavior: smooth ? "smooth" : "instant" });
+    this.put = smooth ? -1 : this.scroller.scrollTop; // where a script put it, not a person
   }
 
   exportMenu(close) {
-    const save = async (kind, ending, type) => {
-      close();
-      const file = await this.fromServer("export", { kind });
-      if (file.error) toast(`Not exported: ${file.error}`, "error");
-      else saveFile(`chat-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.${ending}`, file.text, type);
-    };
+    const save = (kind) => { close(); this.saveAs(kind); };
     return el("div", {},
-      el("button", { type: "button", onclick: () => save("markdown", "md", "text/markdown") }, "Markdown", el("small", {}, "to read")),
-      el("button", { type: "button", onclick: () => save("json", "json", "application/json") }, "JSON", el("small", {}, "with all figures")));
+      el("button", { type: "button", onclick: () => save("markdown") }, "Markdown", el("small", {}, "to read")),
+      el("button", { type: "button", onclick: () => save("json") }, "JSON", el("small", {}, "with all figures")));
+  }
+
+  async saveAs(kind) {
+    const [ending, type] = kind === "json" ? ["json", "application/json"] : ["md", "text/markdown"];
+    const file = await this.fromServer("export", { kind });
+    if (file.error) toast(`Not exported: ${file.error}`, "error");
+    else saveFile(`chat-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.${ending}`, file.text, type);
   }
 }
 

@@ -26,62 +26,69 @@ function readSettings() {
   }
 }
 
-function setSetting(key, value) {
-  settings[key] = value;
-  stored("browser", "settings", JSON.stringify(settings));
-  settingsListeners.forEach((listener) => listener());
-}
-
 function settingsAreChanged() {
   return Object.keys(SETTING_START).some((key) => settings[key] !== SETTING_START[key]);
 }
 
-function settingsPanel() {
+// The composer's, which this browser remembers.
+const sharedSettings = {
+  values: settings,
+  keep: (values) => {
+    stored("browser", "settings", JSON.stringify(values));
+    settingsListeners.forEach((listener) => listener());
+  },
+  seed: "random",
+  title: "Settings",
+};
+
+// `box` holds values, is told when they change, and says what an empty seed means.
+function settingsPanel(box = sharedSettings) {
+  const set = (key, value) => { box.values[key] = value; box.keep(box.values); };
   const panel = el("form.ls-settings", { onsubmit: (event) => event.preventDefault() });
   const draw = () => panel.replaceChildren(
-    el("header", {}, el("h2", {}, "Settings"),
+    box.title && el("header", {}, el("h2", {}, box.title),
       el("button.ls-text-button", {
         type: "button",
-        onclick: () => { for (const key in SETTING_START) setSetting(key, SETTING_START[key]); draw(); },
-      }, "Reset")),
-    ...SETTING_FIELDS.map(slider),
+        onclick: () => { for (const key in SETTING_START) set(key, SETTING_START[key]); draw(); },
+      }, "Reset")) || "",
+    ...SETTING_FIELDS.map((field) => slider(field, box.values, set)),
     el("label.ls-field", {}, el("span", {}, "Seed"),
       el("input", {
-        type: "text", inputmode: "numeric", name: "seed", value: settings.seed, placeholder: "random",
+        type: "text", inputmode: "numeric", name: "seed", value: box.values.seed, placeholder: box.seed,
         oninput: (event) => {
           event.target.value = event.target.value.replace(/[^\d]/g, "").slice(0, 18);
-          setSetting("seed", event.target.value);
+          set("seed", event.target.value);
         },
       })),
     el("label.ls-field.ls-field-tall", {}, el("span", {}, "System prompt"),
       el("textarea", {
         rows: 3, name: "system", placeholder: "Optional: how the model should behave", maxlength: 20000,
-        oninput: (event) => setSetting("system", event.target.value),
-      }, settings.system)),
+        oninput: (event) => set("system", event.target.value),
+      }, box.values.system)),
   );
   draw();
   return panel;
 }
 
-function slider(field) {
+function slider(field, values, set) {
   const number = el("input", {
-    type: "number", name: field.key, min: field.min, max: field.max, step: field.step, value: String(settings[field.key]),
+    type: "number", name: field.key, min: field.min, max: field.max, step: field.step, value: String(values[field.key]),
     "aria-label": field.label,
   });
   const range = el("input", {
-    type: "range", min: field.min, max: field.max, step: field.step, value: String(settings[field.key]),
+    type: "range", min: field.min, max: field.max, step: field.step, value: String(values[field.key]),
     "aria-label": field.label, title: field.hint, tabindex: "-1",
   });
   const take = (value) => {
     if (!Number.isFinite(value)) return;
     const kept = Math.min(field.max, Math.max(field.min, value));
-    setSetting(field.key, field.key === "max_tokens" ? Math.round(kept) : kept);
+    set(field.key, field.key === "max_tokens" ? Math.round(kept) : kept);
     fill();
   };
-  const fill = () => range.style.setProperty("--ls-fill", `${(100 * (settings[field.key] - field.min)) / (field.max - field.min)}%`);
-  range.addEventListener("input", () => { take(Number(range.value)); number.value = String(settings[field.key]); });
-  number.addEventListener("input", () => { take(number.valueAsNumber); range.value = String(settings[field.key]); });
-  number.addEventListener("change", () => { number.value = String(settings[field.key]); });
+  const fill = () => range.style.setProperty("--ls-fill", `${(100 * (values[field.key] - field.min)) / (field.max - field.min)}%`);
+  range.addEventListener("input", () => { take(Number(range.value)); number.value = String(values[field.key]); });
+  number.addEventListener("input", () => { take(number.valueAsNumber); range.value = String(values[field.key]); });
+  number.addEventListener("change", () => { number.value = String(values[field.key]); });
   fill();
   return el("div.ls-field", {}, el("span", {}, field.label, el("small", {}, field.hint)), range, number);
 }

@@ -12,10 +12,7 @@ class TurnView {
     this.foot = el("div.ls-answer-foot");
     this.answer = el("div.ls-answer", {}, this.head, this.blocks, this.wait, this.notice, this.foot);
     this.root = el("article.ls-turn", {}, this.question, this.answer);
-    this.blocks.addEventListener("click", (event) => {
-      const button = event.target.closest(".ls-code-copy");
-      if (button) copyText(button.closest("figure").querySelector("code").textContent, button);
-    });
+    copyCodeIn(this.blocks);
     this.drawn = {};
   }
 
@@ -23,14 +20,15 @@ class TurnView {
     this.turn = turn;
     const { answer } = turn;
     const running = answer.state === "waiting" || answer.state === "streaming";
+    const free = !this.pane.running;
     this.root.dataset.state = answer.state;
     this.root.classList.toggle("ls-last", last);
-    this.part("question", [turn.text, turn.pictures, turn.left_out, turn.id], () => this.drawQuestion(turn));
-    this.part("head", [answer.model, turn.answers, turn.shown, last, running], () => this.drawHead(turn, last && !running));
+    this.part("question", [turn.text, turn.pictures, turn.left_out, turn.id, turn.wordings, turn.wording, free], () => this.drawQuestion(turn, free));
+    this.part("head", [turn.id, answer.model, turn.answers, turn.shown, free], () => this.drawHead(turn, free));
     this.drawBlocks(answer.blocks);
     this.part("wait", [answer.state], () => this.drawWait(answer));
     this.part("notice", [answer.notice, last], () => this.drawNotice(answer.notice, last));
-    this.part("foot", [answer, last, running].map((value) => (value === answer ? { ...answer, blocks: 0 } : value)), () => this.drawFoot(answer, last, running));
+    this.part("foot", [{ ...answer, blocks: 0 }, last, running, free, this.pane.view.scaleOf?.(this.pane, turn)], () => this.drawFoot(answer, last, running, free));
   }
 
   // Draws a part only where what it shows has changed, so that buttons keep their focus while text streams.
@@ -41,7 +39,7 @@ class TurnView {
     draw();
   }
 
-  drawQuestion(turn) {
+  drawQuestion(turn, free) {
     const pictures = el("div.ls-pictures", { data: { count: String(Math.min(turn.pictures.length, 4)) } }, turn.pictures.map((picture) => {
       const image = el("img", { src: pictureUrl(picture), alt: picture.name });
       image.addEventListener("error", () => unshown(image, picture));
@@ -52,8 +50,9 @@ class TurnView {
       turn.pictures.length && pictures,
       turn.text && this.bubble(turn.text),
       turn.left_out && el("p.ls-left-out", {}, "Left out of the chat, since it has no answer"),
-      turn.id !== "pending" && el("div.ls-actions", {},
-        turn.text && copy, iconButton("edit", "Edit and ask again", () => this.pane.view.edit(turn.id, this.pane))),
+      turn.id !== "pending" && el("div.ls-asked", {},
+        el("div.ls-actions", {}, turn.text && copy, iconButton("edit", "Edit and ask again", () => this.pane.view.edit(turn.id, this.pane))),
+        turn.wordings > 1 && this.stepper("wording", turn.wording, turn.wordings, free, (shown) => ({ do: "show wording", turn: turn.id, shown }))),
     ].filter(Boolean));
   }
 
@@ -66,13 +65,24 @@ class TurnView {
     return el("div.ls-folded", {}, bubble, more);
   }
 
-  drawHead(turn, choosable) {
-    const step = (by) => this.pane.act({ do: "show", turn: turn.id, shown: turn.shown + by });
-    const several = turn.answers > 1 && el("span.ls-variants", {},
-      iconButton("left", "The answer before", () => step(-1), { disabled: !choosable || turn.shown === 0 }),
-      el("span", {}, `${turn.shown + 1} of ${turn.answers}`),
-      iconButton("right", "The next answer", () => step(1), { disabled: !choosable || turn.shown === turn.answers - 1 }));
+  drawHead(turn, free) {
+    const several = turn.answers > 1 && this.stepper("answer", turn.shown, turn.answers, free, (shown) => ({ do: "show", turn: turn.id, shown }));
     this.head.replaceChildren(...[el("span.ls-model-tag", {}, turn.answer.model), several].filter(Boolean));
+  }
+
+  // ‹ 2/3 ›: other wordings of a question, other answers to it, each with what followed it. Focus stays on the arrow, or
+  // goes to the other where this one has come to its end.
+  stepper(what, at, count, free, message) {
+    const step = async (event, by) => {
+      const { className } = event.currentTarget;
+      const place = [...this.pane.list.children].indexOf(this.root);
+      await this.pane.act(message(at + by));
+      const arrows = [...(this.pane.list.children[place]?.querySelectorAll(`.ls-variants-${what} .ls-button:enabled`) ?? [])];
+      (arrows.find((button) => button.className === className) ?? arrows[0])?.focus({ preventScroll: true });
+    };
+    const arrow = (name, label, by, end) => iconButton(name, label, (event) => step(event, by), { className: `.ls-step-${name}`, disabled: !free || end });
+    return el(`span.ls-variants.ls-variants-${what}`, { role: "group", "aria-label": `${what === "answer" ? "Answer" : "Wording"} ${at + 1} of ${count}` },
+      arrow("left", `The ${what} before`, -1, at === 0), el("span", {}, `${at + 1}/${count}`), arrow("right", `The next ${what}`, 1, at === count - 1));
   }
 
   drawBlocks(blocks) {
@@ -118,9 +128,9 @@ class TurnView {
     return undefined;
   }
 
-  drawFoot(answer, last, running) {
+  drawFoot(answer, last, running, free) {
     if (running) return this.foot.replaceChildren();
-    const { pane } = this;
+    const { pane, turn } = this;
     const copy = iconButton("copy", "Copy the answer", () => copyText(answer.text, copy));
     const rate = (changes) => {
       pane.act({ do: "rate", answer: answer.id, rating: answer.rating, flagged: answer.flagged, ...changes });
@@ -129,10 +139,11 @@ class TurnView {
     const rating = (kind, label) => iconButton("up", label, () => rate({ rating: answer.rating === kind ? "" : kind }),
       { className: `.ls-${kind}`, "aria-pressed": String(answer.rating === kind) });
     this.foot.replaceChildren(...[
-      el("div.ls-figures", {}, figuresOf(answer).map(([text, title]) => el("span", { title }, text))),
+      pane.view.figures?.(pane, turn) ?? el("div.ls-figures", {}, figuresOf(answer).map(([text, title]) => el("span", { title }, text))),
       answer.text && el("div.ls-actions", {}, copy,
         last && !answer.notice && (answer.cut || answer.state === "stopped") && iconButton("resume", "Continue", () => pane.resume(), { className: ".ls-resume" }),
         last && !answer.notice && iconButton("retry", "Answer again", () => pane.retry(), { className: ".ls-again" }),
+        !last && free && iconButton("retry", "Answer again from here", () => pane.retry(turn.id), { className: ".ls-again" }),
         rating("like", "Good answer"), rating("dislike", "Bad answer"),
         iconButton("flag", "Flag as harmful or wrong", () => rate({ flagged: !answer.flagged }), { className: ".ls-flag", "aria-pressed": String(answer.flagged) })),
       !answer.text && answer.state === "stopped" && last && el("div.ls-actions", {}, iconButton("retry", "Answer again", () => pane.retry(), { className: ".ls-again" })),
@@ -147,8 +158,8 @@ function figuresOf(answer) {
   return [
     answer.state === "stopped" && ["stopped", "You stopped this answer; what it said stays in the chat"],
     answer.cut && ["cut off at the token limit", "The longest answer can be changed in the settings"],
-    figures && [`${seconds(figures.first_token_s)} to first token`, "From sending the question to the first word"],
-    figures?.tokens_per_s && [`${figures.tokens_per_s.toFixed(figures.tokens_per_s < 10 ? 1 : 0)} tokens/s`, `${count(figures.completion_tokens)} tokens in all`],
+    figures && [`${seconds(figures.first_token_s)} to first token`, "From sending the question to the first word", "metered"],
+    figures?.tokens_per_s && [`${figures.tokens_per_s.toFixed(figures.tokens_per_s < 10 ? 1 : 0)} tokens/s`, `${count(figures.completion_tokens)} tokens in all`, "metered"],
     figures?.image_tokens > 0 && [`${count(figures.image_tokens)} image tokens`, `Of ${count(figures.prompt_tokens)} tokens read`],
     figures?.cached_tokens > 0 && [`${count(figures.cached_tokens)} cached`, `Of ${count(figures.prompt_tokens)} tokens read, these were known from earlier turns`],
   ].filter(Boolean);

@@ -10,10 +10,20 @@ function viewOf(name) {
 class View {
   constructor(name) {
     this.name = name;
-    this.panes = [];
+    this.made = []; // every pane there is
     this.composer = null;
     this.editing = null; // the index of the question that is being rewritten
     this.taken = "";
+    this.left = []; // the rooms of the chats that a new one was begun instead of
+  }
+
+  // The panes that are asked.
+  get panes() {
+    return this.made;
+  }
+
+  add(pane) {
+    this.made = [...this.made.filter(({ side }) => side !== pane.side), pane];
   }
 
   get turns() {
@@ -25,23 +35,27 @@ class View {
   }
 
   get restorable() {
-    return this.panes.some((pane) => pane.data.restorable);
+    return this.left.length > 0 || this.panes.some((pane) => pane.data.restorable);
   }
 
   // Something in a pane or the offer changed: what depends on all of them follows.
   refresh() {
     this.composer?.refresh();
-    for (const pane of this.panes) pane.showsRunning(this.panes);
   }
 
-  showSide(side) {
-    for (const pane of this.panes) pane.root.classList.toggle("ls-behind", pane.side !== side);
+  // A person scrolled this pane.
+  scrolled() {}
+
+  // More buttons for the composer.
+  tools() {
+    return [];
   }
 
   send(text, pictures) {
     const index = this.editing;
     this.editing = null;
-    this.taken = index === null || index === this.turns.length - 1 ? "" : "edit";
+    this.taken = "";
+    this.left = [];
     for (const pane of this.panes) {
       const turn = index === null ? null : pane.data.turns[index];
       pane.ask(text, pictures, turn?.id);
@@ -84,14 +98,28 @@ class View {
     this.all({ do: "undo" });
   }
 
+  // A new chat is a new room; the one before stays as it is, and an answer there goes on.
   clear() {
-    this.editing = null;
+    if (this.turns.length) this.left = this.panes.map((pane) => pane.secret);
     this.taken = "clear";
-    this.all({ do: "clear" });
+    this.enter(this.panes.map(() => makeSecret()));
     this.composer.focus();
   }
 
+  // Show other chats, one in each pane.
+  enter(secrets) {
+    this.editing = null;
+    this.panes.forEach((pane, place) => pane.show(secrets[place] ?? makeSecret()));
+    this.markEdited();
+  }
+
   restore() {
+    if (this.left.length) {
+      const back = this.left;
+      this.left = [];
+      this.enter(back);
+      return;
+    }
     if (this.taken === "undo") this.composer.load("", []);
     this.taken = "";
     this.all({ do: "restore" });
@@ -102,6 +130,10 @@ class View {
     this.refresh();
   }
 }
+
+// What this browser's chats are kept under. Whoever has it has them all, so it goes to the page's own server only.
+const owner = stored("browser", "owner") || makeSecret();
+stored("browser", "owner", owner);
 
 // Each pane's conversation is found again by a secret that this browser tab keeps; it outlives a reload.
 function makeSecret() {

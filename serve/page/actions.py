@@ -1,25 +1,27 @@
 """What a person does on the page, from the browser's message to the room it concerns.
 
-Every message is a mapping with `do`, the name of the action, and `room`, a secret the browser made up for itself:
-who knows it is in the room, nobody else is.
+Every message is a mapping with `do`, the name of the action, `room`, a secret the browser made up for the chat: who
+knows it is in the room, nobody else is; and `owner`, a secret it made up for itself, under which its chats are kept.
 """
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
-from llava_core.errors import BadImage, BadRequest, LlavaError
+from llava_core.errors import BadImage, BadRequest, LlavaError, Unauthorized
 from llava_core.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Sampling
 from serve.page import export, session
+from serve.page.bring_in import read_chat
 from serve.page.feedback import Feedback
+from serve.page.history import Found, History, owner_of, pictures_of
 from serve.page.pictures import PictureDesk
 from serve.page.room import Room, RoomTimings, Settings
 from serve.page.session import Chat, Rating
@@ -28,12 +30,25 @@ from serve.page.view import Drawer
 
 _SECRET = re.compile(r"[A-Za-z0-9_-]{20,80}")
 _LONGEST_QUESTION = 200_000
+ASKING = ("ask", "edit", "retry", "resume")
+"""What has a model answer."""
+_NEED_PICTURES = ("open", *ASKING)
 
 Message = Mapping[str, Any]
 
 
+@dataclass
+class _Held:
+    """A room, who it belongs to, and what was drawn of it."""
+
+    room: Room
+    owner: str
+    drawer: Drawer = field(default_factory=Drawer)
+
+
 class Rooms:
-    """Every conversation of every open page, at most `most`; the longest unused is forgotten first."""
+    """Every conversation of every open page, at most `most`; the longest unused is forgotten first, and read from the
+    history when somebody comes back to it."""
 
     def __init__(
         self,
@@ -43,61 +58,120 @@ class Rooms:
         timings: RoomTimings | None = None,
         most: int = 2000,
         clock: Callable[[], float] = time.monotonic,
+        history: History | None = None,
     ) -> None:
+        self.history = history or History(None, pictures)
         self._source = source
         self._pictures = pictures
         self._feedback = feedback
         self._timings = timings
         self._most = most
         self._clock = clock
-        self._rooms: OrderedDict[str, tuple[Room, Drawer]] = OrderedDict()
+        self._rooms: OrderedDict[str, _Held] = OrderedDict()
+        self._arriving: dict[str, asyncio.Task[Found | None]] = {}
 
     async def act(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
         """Do what the message says and show the room while an answer is on its way, until it is there."""
-        room, drawer = self._room(message)
-        await self._do(room, message)
-        async for chat in room.follow(reader):
-            yield _view(message, room, drawer, chat)
+        held = await self._held(message)
+        await self._do(held.room, message)
+        async for chat in held.room.follow(reader):
+            yield _view(message, held, chat)
 
     async def tell(self, message: Message) -> dict[str, Any]:
         """Do what the message says and show the room once."""
-        room, drawer = self._room(message)
-        await self._do(room, message)
-        return _view(message, room, drawer, room.chat)
+        held = await self._held(message)
+        await self._do(held.room, message)
+        return _view(message, held, held.room.chat)
+
+    async def look(self, message: Message) -> Chat:
+        """The chat of the room that the message names."""
+        return (await self._held(message)).room.chat
 
     async def export(self, message: Message) -> str:
         """The chat as a file's text, in the `kind` the message asks for: `json` or `markdown`."""
-        room, _ = self._room(message)
-        pictures = tuple(picture for turn in room.chat.turns for picture in turn.pictures)
+        room = (await self._held(message)).room
+        as_json = message.get("kind") == "json"
+        pictures = tuple(session.all_pictures(room.chat.turns)) if as_json else pictures_of(room.chat)
+        await self.history.bring_back(pictures)
         urls = await self._pictures.data_urls(pictures)
-        write = export.to_json if message.get("kind") == "json" else export.to_markdown
+        write = export.to_json if as_json else export.to_markdown
         return write(room.chat, urls, room.settings.system, datetime.now().astimezone())
+
+    async def bring_in(self, secret: str, owner: str, name: str, text: str) -> None:
+        """A chat out of a file as a room of the owner. Raises BadRequest or BadImage for a file that is none."""
+        if not _SECRET.fullmatch(secret) or secret in self._rooms:
+            raise BadRequest("this page lost track of its chat; reload it", param="id")
+        found = await asyncio.to_thread(read_chat, name, text, self._pictures.take_in)
+        held = self._made(secret, owner, "chat", Found(found.chat, found.system))
+        self._rooms[secret] = held
+        held.room.mark(lambda chat: chat)
+
+    async def forget_ratings(self, secrets: Iterable[str]) -> None:
+        """What the operator recorded of these chats."""
+        await self._feedback.forget(secrets)
+
+    async def drop(self, owner: str, secrets: Iterable[str] | None = None) -> None:
+        """Forget these rooms of the owner, or all of them, and end what is on its way there."""
+        wanted = set(self._rooms if secrets is None else secrets)
+        for secret, held in list(self._rooms.items()):
+            if secret in wanted and held.owner == owner:
+                held.room.keep_nothing()
+                await held.room.aclose()
+                self._rooms.pop(secret, None)
+
+    def is_answering(self, secret: str) -> bool:
+        return secret in self._rooms and self._rooms[secret].room.is_answering
 
     def leave(self, reader: str) -> None:
         """The page of this reader is gone, from whichever rooms it looked at."""
-        for room, _ in self._rooms.values():
-            room.leave(reader)
+        for held in self._rooms.values():
+            held.room.leave(reader)
 
     async def aclose(self) -> None:
-        for room, _ in list(self._rooms.values()):
-            await room.aclose()
+        for held in list(self._rooms.values()):
+            await held.room.aclose()
 
-    def _room(self, message: Message) -> tuple[Room, Drawer]:
+    async def _held(self, message: Message) -> _Held:
         secret = str(message.get("room", ""))
         if not _SECRET.fullmatch(secret):
             raise BadRequest("this page lost track of its chat; reload it", param="room")
+        owner = read_owner(message) or owner_of(secret)
         if secret not in self._rooms:
-            owner = hashlib.sha256(secret.encode()).hexdigest()[:16]
-            self._rooms[secret] = (Room(self._source, self._pictures, owner, self._timings, self._clock), Drawer())
-            self._forget_the_longest_unused(secret)
+            found = await self._found(secret, owner)
+            if secret not in self._rooms:
+                self._rooms[secret] = self._made(secret, owner, str(message.get("place") or "")[:40], found)
+                self._forget_the_longest_unused(secret)
         self._rooms.move_to_end(secret)
-        return self._rooms[secret]
+        held = self._rooms[secret]
+        if held.owner != owner:
+            raise Unauthorized("this chat belongs to another browser", param="room")
+        if message.get("do") in _NEED_PICTURES:
+            await self.history.bring_back(pictures_of(held.room.chat))
+        return held
+
+    async def _found(self, secret: str, owner: str) -> Found | None:
+        """What the history has of this chat; it is read once however many ask for it."""
+        if secret not in self._arriving:
+            task = asyncio.create_task(self.history.load(secret, owner))
+            self._arriving[secret] = task
+            task.add_done_callback(lambda _: self._arriving.pop(secret, None))
+        return await asyncio.shield(self._arriving[secret])
+
+    def _made(self, secret: str, owner: str, place: str, found: Found | None) -> _Held:
+        found = found or Found(Chat())
+
+        def keep(chat: Chat, settings: Settings) -> None:
+            self.history.note(secret, owner, place, chat, settings.system, found.whole)
+
+        room = Room(self._source, self._pictures, owner[:16], self._timings, self._clock, found.chat, keep)
+        room.settings = replace(room.settings, system=found.system)
+        return _Held(room, owner)
 
     def _forget_the_longest_unused(self, keep: str) -> None:
-        for secret, (room, _) in list(self._rooms.items()):
+        for secret, held in list(self._rooms.items()):
             if len(self._rooms) <= self._most:
                 return
-            if not room.is_answering and secret != keep:
+            if not held.room.is_answering and secret != keep:
                 del self._rooms[secret]
 
     async def _do(self, room: Room, message: Message) -> None:
@@ -110,17 +184,25 @@ class Rooms:
                 await self._retry(room, message)
             case "resume":
                 await room.resume(room.settings)
+            case "join":
+                origin = await self._origin(message)
+                model = str(message.get("model") or "")
+                await room.become(session.join(origin.chat, model), _settings(message))
+            case "copy":
+                origin = await self._origin(message)
+                await room.become(session.settled(origin.chat), origin.settings)
             case "stop":
                 await room.stop()
             case "undo":
                 await room.change(session.undo)
-            case "clear":
-                await room.change(session.clear)
             case "restore":
                 await room.change(session.restore)
             case "show":
                 turn, shown = str(message.get("turn")), _whole(message.get("shown"), 0)
                 room.mark(lambda chat: session.show(chat, turn, shown))
+            case "show wording":
+                turn, wording = str(message.get("turn")), _whole(message.get("shown"), 0)
+                room.mark(lambda chat: session.show_wording(chat, turn, wording))
             case "rate":
                 await self._rate(room, message)
             case other:
@@ -144,12 +226,18 @@ class Rooms:
         else:
             await room.ask(text, pictures, model, settings)
 
+    async def _origin(self, message: Message) -> Room:
+        """The room `from` which a chat is taken over: only the owner's."""
+        if message.get("from") == message.get("room"):
+            raise BadRequest("a chat cannot be taken over from itself", param="from")
+        return (await self._held({**message, "room": message.get("from"), "do": "open"})).room
+
     async def _retry(self, room: Room, message: Message) -> None:
         try:
             settings = _settings(message)
         except LlavaError:
             settings = room.settings
-        await room.retry(str(message.get("model") or ""), settings)
+        await room.retry(str(message.get("model") or ""), settings, str(message.get("turn") or ""))
 
     async def _rate(self, room: Room, message: Message) -> None:
         answer = str(message.get("answer"))
@@ -160,12 +248,19 @@ class Rooms:
         room.mark(partial(_updated, answer=answer, changes=changes))
         found = session.find(room.chat, answer)
         if found:
-            await self._feedback.keep(room.chat, *found)
+            await self._feedback.keep(str(message["room"]), room.chat, *found)
 
 
-def _view(message: Message, room: Room, drawer: Drawer, chat: Chat) -> dict[str, Any]:
+def read_owner(message: Message) -> str:
+    """The hash under which this browser's chats are kept; empty where it shows no proper secret."""
+    secret = str(message.get("owner") or "")
+    return owner_of(secret) if _SECRET.fullmatch(secret) else ""
+
+
+def _view(message: Message, held: _Held, chat: Chat) -> dict[str, Any]:
     """`born` tells the browser when a room is not the one it knew: after a restart, or when it was forgotten."""
-    return {"room": message["room"], "born": room.born, **drawer.view(chat, room.revision)}
+    room = held.room
+    return {"room": message["room"], "born": room.born, **held.drawer.view(chat, room.revision)}
 
 
 def _updated(chat: Chat, answer: str, changes: dict[str, Any]) -> Chat:

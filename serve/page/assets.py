@@ -12,7 +12,17 @@ from pathlib import Path
 
 STATIC = Path(__file__).resolve().parent.parent.parent / "static"
 FRAME_STYLES = ("page.css",)
-PART_STYLES = ("parts.css", "chat.css", "composer.css")
+PART_STYLES = (
+    "parts.css",
+    "chat.css",
+    "composer.css",
+    "history.css",
+    "arena.css",
+    "compare.css",
+    "board.css",
+    "inspect.css",
+    "status.css",
+)
 SCRIPTS = (
     "core.js",
     "theme.js",
@@ -24,21 +34,47 @@ SCRIPTS = (
     "empty.js",
     "pane.js",
     "composer.js",
+    "history.js",
+    "columns.js",
+    "differences.js",
+    "compare.js",
+    "ballot.js",
+    "arena.js",
+    "board.js",
+    "heat.js",
+    "inspect.js",
+    "status.js",
 )
+
+READING_STYLES = ("shared.css",)
+READING_SCRIPTS = ("core.js", "theme.js", "math.js")
 
 
 def head(bare: bool = False) -> str:
     """Styles and scripts. `bare` leaves no room for a header."""
-    # Gradio resets buttons and fields more strongly than a class can say; an id that no element has says it louder.
-    styles = f"{_joined(FRAME_STYLES)}\nbody:not(#_) {{\n{_joined(PART_STYLES)}\n}}"
     scripts = _joined(SCRIPTS)
     frame = "document.documentElement.classList.add('ls-bare');" if bare else ""
-    assets = f"LlavaServe.assets = {json.dumps({'katex': katex()})};"
     # So that a phone's keyboard shortens the page instead of covering the composer.
     viewport = (
         '<meta name="viewport" content="width=device-width, initial-scale=1, interactive-widget=resizes-content">'
     )
-    return f"{viewport}<style>{styles}</style><script>(() => {{\n{scripts}\n{assets}{frame}\n}})();</script>"
+    return f"{viewport}<style>{_styles()}</style><script>(() => {{\n{scripts}\n{_assets()}{frame}\n}})();</script>"
+
+
+def reading() -> tuple[str, str]:
+    """Styles and scripts of a page that only shows a chat; the scripts go to the end of its body."""
+    styles = f"{_styles()}\n{_joined(READING_STYLES)}"
+    start = "LlavaServe.header(document.querySelector('.ls-host')); setMath(document.body); copyCodeIn(document.body);"
+    return styles, f"(() => {{\n{_joined(READING_SCRIPTS)}\n{_assets()}{start}\n}})();"
+
+
+def _styles() -> str:
+    # Gradio resets buttons and fields more strongly than a class can say; an id that no element has says it louder.
+    return f"{_joined(FRAME_STYLES)}\nbody:not(#_) {{\n{_joined(PART_STYLES)}\n}}"
+
+
+def _assets() -> str:
+    return f"LlavaServe.assets = {json.dumps({'katex': katex()})};"
 
 
 def _joined(names: Iterable[str]) -> str:

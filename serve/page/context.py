@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from llava_core.config import ImageLimits
+from serve.arena.battles import Arena, BlindRooms
+from serve.arena.comparing import OpenVotes
+from serve.arena.ledger import Ledger
 from serve.page.actions import Rooms
 from serve.page.examples import Example
 from serve.page.feedback import Feedback
+from serve.page.history import History
+from serve.page.inspection import Inspections
 from serve.page.models import ModelList
+from serve.page.pictures import PictureDesk
 from serve.page.source import AnswerSource
+from serve.page.status import StatusBoard
+from serve.quotas import Quotas
 
 
 @dataclass(frozen=True)
@@ -18,8 +27,31 @@ class PageContext:
     rooms: Rooms
     models: ModelList
     feedback: Feedback
+    history: History
     examples: tuple[Example, ...]
     limits: ImageLimits
+    desk: PictureDesk
     readers_at_once: int
     """How many answers one column of the page streams at the same time; later ones wait their turn."""
     embed: bool = False
+    quotas: Quotas = field(default_factory=Quotas)
+    """What one address may ask for."""
+
+    @cached_property
+    def inspections(self) -> Inspections:
+        return Inspections(self.source, self.desk)
+
+    @cached_property
+    def status(self) -> StatusBoard:
+        """One for all who look."""
+        return StatusBoard(self.source)
+
+    @cached_property
+    def arena(self) -> Arena:
+        """The same for all tabs that show battles or what comes of them."""
+        rooms, ledger = BlindRooms.beside(self.rooms), Ledger(self.history.keeper)
+        return Arena(rooms, self.models, ledger, recording=self.feedback.is_on)
+
+    @cached_property
+    def open_votes(self) -> OpenVotes:
+        return OpenVotes(self.rooms, self.history.keeper, recording=self.feedback.is_on)

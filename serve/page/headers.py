@@ -22,8 +22,17 @@ POLICY = "; ".join(
 )
 
 
+_FOR_OTHERS = tuple(
+    f"access-control-{what}"
+    for what in ("allow-origin", "allow-credentials", "allow-methods", "allow-headers", "expose-headers", "max-age")
+)
+
+FILE_POLICY = "default-src 'none'; sandbox"
+"""For uploaded files, which a browser may open by themselves: an SVG or HTML page among them does nothing."""
+
+
 class SafeHeaders:
-    """Middleware that adds them to every response."""
+    """Middleware that adds them to every response, and takes away what would let other origins read it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,9 +41,11 @@ class SafeHeaders:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.setdefault("Content-Security-Policy", POLICY)
+                headers.setdefault("Content-Security-Policy", FILE_POLICY if "/file=" in scope["path"] else POLICY)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Referrer-Policy", "no-referrer")
+                for name in _FOR_OTHERS:
+                    del headers[name]
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import mimetypes
+import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from llava_core.config import ImageLimits, RequestLimits
 from llava_core.errors import BadImage, BadRequest
 from serve.page.examples import Example
 from serve.page.session import Picture
+from serve.store.strip import stripped
 
 
 class PictureDesk:
@@ -25,11 +29,17 @@ class PictureDesk:
         examples: tuple[Example, ...] = (),
         limits: ImageLimits | None = None,
         request_limits: RequestLimits | None = None,
+        *,
+        originals: bool = False,
     ) -> None:
+        """With `originals` pictures stay as they came; else what cameras wrote into them is gone once they are sent."""
         self.limits = limits or ImageLimits()
         self._request_limits = request_limits or RequestLimits()
+        self._originals = originals
         self._uploads = uploads
         self._examples = {example.file: example for example in examples}
+        # Whoever knows a path may fetch the file, so a kept picture lies where nobody can guess.
+        self._kept = uploads / f"kept-{secrets.token_urlsafe(16)}"
 
     async def accept(self, claims: Iterable[Mapping[str, Any]]) -> tuple[Picture, ...]:
         """The pictures of one question. Raises BadImage for one that is too large or not there."""
@@ -52,6 +62,42 @@ class PictureDesk:
             )
         return {path: await asyncio.to_thread(_data_url, picture) for path, picture in wanted.items()}
 
+    def example(self, file: str) -> Picture | None:
+        """The example's picture, if there still is one of that name."""
+        found = self._examples.get(file)
+        try:
+            return _picture(found.path, _short(found.title), found) if found else None
+        except OSError:
+            return None
+
+    def placed(self, sha256: str, name: str, mime: str, size: int) -> Picture:
+        """A picture out of the store, with the file that `put_back` is to make for it."""
+        path = self._kept / f"{sha256[:24]}{mimetypes.guess_extension(mime) or ''}"
+        return Picture(name, str(path), _file_url(path), mime, size)
+
+    def take_in(self, name: str, data: bytes) -> Picture:
+        """A picture out of a file that a person brought along. Raises BadImage for what is none."""
+        found = stripped(data)
+        if found is None:
+            raise BadImage(f"the picture {_short(name)!r} in this file is none that can be read")
+        if len(found[0]) > self.limits.max_bytes:
+            raise BadImage(
+                f"the picture {_short(name)!r} is {_megabytes(len(found[0]))}, larger than the "
+                f"{_megabytes(self.limits.max_bytes)} allowed"
+            )
+        data, mime = found
+        picture = self.placed(hashlib.sha256(data).hexdigest(), _short(name), mime, len(data))
+        self.put_back(picture.path, data)
+        return picture
+
+    def put_back(self, path: str, data: bytes) -> None:
+        """Write a file that is to be there; nobody sees half of it."""
+        target = self._uploaded_place(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+        part.write_bytes(data)
+        os.replace(part, target)
+
     def _accept(self, claim: Mapping[str, Any]) -> Picture:
         example = self._examples.get(str(claim.get("example", "")))
         path = example.path if example else self._uploaded(str(claim.get("path", "")))
@@ -67,14 +113,33 @@ class PictureDesk:
             )
         if size == 0:
             raise BadImage(f"the picture {name!r} is empty; attach it again")
-        url = f"examples/{quote(example.file)}" if example else f"gradio_api/file={quote(str(path))}"
-        return Picture(name, str(path), url, _mime(path), size, example.file if example else "")
+        if example is None and not self._originals:
+            data = path.read_bytes()
+            found = stripped(data)
+            if found is not None and found[0] != data:
+                self.put_back(str(path), found[0])
+        return _picture(path, name, example)
 
     def _uploaded(self, claimed: str) -> Path:
-        path = Path(claimed).resolve()
-        if not path.is_relative_to(self._uploads.resolve()) or not path.is_file():
+        path = self._uploaded_place(claimed)
+        if not path.is_file():
             raise BadImage("a picture did not arrive on the server; attach it again")
         return path
+
+    def _uploaded_place(self, claimed: str) -> Path:
+        path = Path(claimed).resolve()
+        if not path.is_relative_to(self._uploads.resolve()):
+            raise BadImage("a picture did not arrive on the server; attach it again")
+        return path
+
+
+def _picture(path: Path, name: str, example: Example | None) -> Picture:
+    url = f"examples/{quote(example.file)}" if example else _file_url(path)
+    return Picture(name, str(path), url, _mime(path), path.stat().st_size, example.file if example else "")
+
+
+def _file_url(path: Path) -> str:
+    return f"gradio_api/file={quote(str(path))}"
 
 
 def _data_url(picture: Picture) -> str:

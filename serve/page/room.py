@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from llava_core.errors import ContextOverflow, LlavaError, WorkerLost
 from llava_core.types import Chunk, Request, Sampling, Usage
@@ -53,9 +53,13 @@ class Room:
         owner: str = "",
         timings: RoomTimings | None = None,
         clock: Callable[[], float] = time.monotonic,
+        chat: Chat | None = None,
+        keep: Callable[[Chat, Settings], None] | None = None,
     ) -> None:
-        self.chat = Chat()
+        """`keep` is told of every state of the chat, at every token too, so it must cost nothing."""
+        self.chat = chat or Chat()
         self.settings = Settings()
+        self._keep = keep
         self.revision = 0
         self.born = uuid.uuid4().hex
         self._source = source
@@ -78,10 +82,10 @@ class Room:
             await self._halt()
             self._begin(session.ask(self.chat, text, pictures, model), settings)
 
-    async def retry(self, model: str, settings: Settings) -> None:
+    async def retry(self, model: str, settings: Settings, turn_id: str = "") -> None:
         async with self._lock:
             await self._halt()
-            self._begin(session.retry(self.chat, model), settings)
+            self._begin(session.retry(self.chat, model, turn_id), settings)
 
     async def resume(self, settings: Settings) -> None:
         async with self._lock:
@@ -95,8 +99,14 @@ class Room:
             await self._halt()
             self._begin(session.edit(self.chat, turn_id, text, pictures, model), settings)
 
+    async def become(self, chat: Chat, settings: Settings) -> None:
+        """Go on with another chat; the answer that waits in it, if one does, is asked for."""
+        async with self._lock:
+            await self._halt()
+            self._begin(chat, settings)
+
     async def change(self, to: Callable[[Chat], Chat]) -> None:
-        """Any other move: undo, clear, restore. It ends an answer on its way."""
+        """Any other move: undo, restore. It ends an answer on its way."""
         async with self._lock:
             await self._halt()
             self._set(to(self.chat))
@@ -135,6 +145,10 @@ class Room:
         if not self._readers and self.is_answering and self._leaving is None:
             self._leaving = asyncio.get_running_loop().call_later(self._timings.grace_s, self._give_up)
 
+    def keep_nothing(self) -> None:
+        """From now on no state of the chat is kept: it was deleted."""
+        self._keep = None
+
     async def aclose(self) -> None:
         if self._leaving:
             self._leaving.cancel()
@@ -156,6 +170,8 @@ class Room:
     def _set(self, chat: Chat) -> None:
         self.chat = chat
         self.revision += 1
+        if self._keep:
+            self._keep(chat, self.settings)
         self._announce()
 
     def _announce(self) -> None:
@@ -173,8 +189,8 @@ class Room:
 
     def _begin(self, chat: Chat, settings: Settings) -> None:
         self.settings = settings
-        self._set(chat)
         running = chat.running
+        self._set(session.update(chat, running.id, parameters=_parameters(settings)) if running else chat)
         if running:
             self._answering = asyncio.create_task(self._answer(running, settings))
 
@@ -198,6 +214,8 @@ class Room:
             if progress.finish is None:
                 raise WorkerLost("the answer ended without saying that it was complete; retry", request_id=request_id)
             changes = {"state": "done", "finish_reason": progress.finish.finish_reason}
+            if progress.finish.flagged:
+                changes["notice"] = session.notice_of_flags(progress.finish.flagged)
         except asyncio.CancelledError:
             changes = {"state": "stopped"}
         except LlavaError as error:
@@ -255,6 +273,19 @@ class _Progress:
         if usage is None or self.first_at is None or self.last_at is None:
             return None
         return Figures(self.first_at - self.asked_at, self.last_at - self.first_at, usage)
+
+
+def _parameters(settings: Settings) -> dict[str, Any]:
+    """What an answer is asked with, to be kept beside it."""
+    sampling = settings.sampling
+    chosen = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "seed": sampling.seed,
+        "system": settings.system,
+    }
+    return {name: value for name, value in chosen.items() if value not in (None, "")}
 
 
 def _unforeseen(request_id: str) -> Notice:

@@ -1,13 +1,16 @@
 """One conversation as frozen records, and the pure functions that move it from state to state.
 
-A chat is a row of turns: a question with its pictures and one or more answers to it, of which one is shown. An
-error stands beside an answer as a `Notice`; it is never part of the text, so it is never sent to a model.
+A chat is a row of turns: a question with its pictures and one or more answers to it, of which one is shown. What is not
+shown hangs beside it: other wordings of a question with all that followed them, and what followed another answer. So
+nothing that was said gets lost, and the row that goes to a model is always at hand.
+
+An error stands beside an answer as a `Notice`; it is never part of the text, so it is never sent to a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from llava_core.errors import LlavaError
@@ -69,6 +72,10 @@ class Answer:
     finish_reason: FinishReason | None = None
     rating: Rating = ""
     flagged: bool = False
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What it was asked with."""
+    follows: tuple[Turn, ...] = ()
+    """What came after it, while another answer is shown; the shown one's stands in the chat."""
 
     @property
     def is_running(self) -> bool:
@@ -77,13 +84,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and the answers to it; `shown` is the index of the one that counts."""
+    """A question and the answers to it; `shown` is the index of the one that counts.
+
+    `earlier` and `later` are other wordings of the question, each with what followed it.
+    """
 
     id: str
     text: str
     pictures: tuple[Picture, ...]
     answers: tuple[Answer, ...]
     shown: int = 0
+    earlier: tuple[tuple[Turn, ...], ...] = ()
+    later: tuple[tuple[Turn, ...], ...] = ()
 
     @property
     def answer(self) -> Answer:
@@ -110,15 +122,28 @@ def ask(chat: Chat, text: str, pictures: tuple[Picture, ...], model: str) -> Cha
     return Chat((*chat.turns, turn), chat.serial + 1)
 
 
-def retry(chat: Chat, model: str) -> Chat:
-    """One more answer to the last question; an answer that failed with nothing said is replaced."""
+def retry(chat: Chat, model: str, turn_id: str = "") -> Chat:
+    """One more answer to that question, the last if none is named; one that failed with nothing said is replaced."""
+    index = _index(chat, turn_id) if turn_id else len(chat.turns) - 1
+    if index is None or index < 0:
+        return chat
+    asked = _put_aside(chat, index)
+    kept = tuple(answer for answer in asked.answers if answer.text or answer.follows)
+    answers = (*kept, Answer(_name("a", chat), model))
+    turn = replace(asked, answers=answers, shown=len(answers) - 1)
+    return Chat((*chat.turns[:index], turn), chat.serial + 1)
+
+
+def join(chat: Chat, model: str) -> Chat:
+    """The chat as another model enters it: the path that is shown, and the last question asked anew."""
     if not chat.turns:
         return chat
-    last = chat.turns[-1]
-    kept = tuple(answer for answer in last.answers if answer.text)
-    answers = (*kept, Answer(_name("a", chat), model))
-    turn = replace(last, answers=answers, shown=len(answers) - 1)
-    return Chat((*chat.turns[:-1], turn), chat.serial + 1)
+    path = tuple(
+        replace(turn, answers=(replace(turn.answer, follows=()),), shown=0, earlier=(), later=())
+        for turn in settled(chat).turns
+    )
+    asked = replace(path[-1], answers=(Answer(_name("a", chat), model),))
+    return Chat((*path[:-1], asked), chat.serial + 1)
 
 
 def resume(chat: Chat) -> Chat:
@@ -131,38 +156,56 @@ def resume(chat: Chat) -> Chat:
 
 
 def edit(chat: Chat, turn_id: str, text: str, pictures: tuple[Picture, ...], model: str) -> Chat:
-    """Ask that question anew; it and what followed can be brought back with `restore`."""
+    """Ask that question in other words; the earlier wording and what followed it stay as another branch."""
     index = _index(chat, turn_id)
     if index is None:
         return chat
-    return replace(ask(replace(chat, turns=chat.turns[:index]), text, pictures, model), before=_settled(chat))
+    whole = settled(chat)
+    wordings = _wordings(whole, index)
+    asked = ask(replace(whole, turns=whole.turns[:index]), text, pictures, model)
+    return _with_turn(asked, index, replace(asked.turns[index], earlier=wordings))
 
 
 def undo(chat: Chat) -> Chat:
-    """Take back the last turn."""
+    """Take back the last turn; where it has another wording, that one is shown again."""
     if not chat.turns:
         return chat
-    return Chat(chat.turns[:-1], chat.serial, before=_settled(chat))
-
-
-def clear(chat: Chat) -> Chat:
-    """Start over; a chat that was empty already keeps its way back."""
-    return Chat((), chat.serial, before=_settled(chat)) if chat.turns else chat
+    last = chat.turns[-1]
+    others = (*last.earlier, *last.later)
+    place = max(0, len(last.earlier) - 1)
+    tail = _among(others, place) if others else ()
+    return Chat((*chat.turns[:-1], *tail), chat.serial, before=settled(chat))
 
 
 def restore(chat: Chat) -> Chat:
-    """Bring back what `edit`, `undo` or `clear` took away."""
+    """Bring back what `undo` took away."""
     return replace(chat.before, serial=chat.serial) if chat.before else chat
 
 
 def show(chat: Chat, turn_id: str, shown: int) -> Chat:
-    """Let another of a turn's answers count. The last turn only, while nothing runs: what follows was built on it."""
+    """Let another of a turn's answers count, with what followed it. Not while an answer is on its way."""
     index = _index(chat, turn_id)
-    if index is None or chat.running or index != len(chat.turns) - 1:
+    if index is None or chat.running or not 0 <= shown < len(chat.turns[index].answers):
         return chat
-    if not 0 <= shown < len(chat.turns[index].answers):
+    if shown == chat.turns[index].shown:
         return chat
-    return _with_turn(chat, index, replace(chat.turns[index], shown=shown))
+    turn = _put_aside(chat, index)
+    tail = turn.answers[shown].follows
+    answers = tuple(
+        replace(answer, follows=()) if place == shown else answer for place, answer in enumerate(turn.answers)
+    )
+    return replace(chat, turns=(*chat.turns[:index], replace(turn, answers=answers, shown=shown), *tail), before=None)
+
+
+def show_wording(chat: Chat, turn_id: str, wording: int) -> Chat:
+    """Show another wording of a question and what followed it. Not while an answer is on its way."""
+    index = _index(chat, turn_id)
+    if index is None or chat.running:
+        return chat
+    wordings = _wordings(chat, index)
+    if not 0 <= wording < len(wordings):
+        return chat
+    return replace(chat, turns=(*chat.turns[:index], *_among(wordings, wording)), before=None)
 
 
 def update(chat: Chat, answer_id: str, **changes: Any) -> Chat:
@@ -173,6 +216,14 @@ def update(chat: Chat, answer_id: str, **changes: Any) -> Chat:
                 answers = (*turn.answers[:place], replace(answer, **changes), *turn.answers[place + 1 :])
                 return _with_turn(chat, index, replace(turn, answers=answers))
     return chat
+
+
+def settled(chat: Chat) -> Chat:
+    """The chat as it may be brought back or copied: an answer still on its way counts as stopped, and it has no way
+    back of its own."""
+    running = chat.running
+    stopped = update(chat, running.id, state="stopped") if running else chat
+    return replace(stopped, before=None)
 
 
 def find(chat: Chat, answer_id: str) -> tuple[Turn, Answer] | None:
@@ -204,8 +255,21 @@ def pictures_sent(chat: Chat) -> tuple[Picture, ...]:
     return tuple(picture for turn in (*in_context(chat), *chat.turns[-1:]) for picture in turn.pictures)
 
 
+def all_pictures(turns: Iterable[Turn]) -> Iterator[Picture]:
+    """Those of the branches that are not shown, too."""
+    for turn in turns:
+        yield from turn.pictures
+        for branch in (*turn.earlier, *turn.later, *(answer.follows for answer in turn.answers)):
+            yield from all_pictures(branch)
+
+
 def notice_of(error: LlavaError) -> Notice:
     return Notice(error.code, error.message, error.retryable, error.retry_after)
+
+
+def notice_of_flags(categories: Sequence[str]) -> Notice:
+    """Beside an answer that the operator's moderation marked."""
+    return Notice("ContentFlagged", f"the operator's moderation flagged this answer: {', '.join(categories)}")
 
 
 def _question(turn: Turn, data_urls: Mapping[str, str]) -> Message:
@@ -215,11 +279,27 @@ def _question(turn: Turn, data_urls: Mapping[str, str]) -> Message:
     return Message("user", tuple(parts))
 
 
-def _settled(chat: Chat) -> Chat:
-    """The chat as it may be brought back: an answer still on its way counts as stopped, its own way back is gone."""
-    running = chat.running
-    settled = update(chat, running.id, state="stopped") if running else chat
-    return replace(settled, before=None)
+def _wordings(chat: Chat, index: int) -> tuple[tuple[Turn, ...], ...]:
+    """All wordings of a question in their order, each with what follows it."""
+    turn = chat.turns[index]
+    bare = replace(turn, earlier=(), later=())
+    return (*turn.earlier, (bare, *chat.turns[index + 1 :]), *turn.later)
+
+
+def _among(wordings: tuple[tuple[Turn, ...], ...], place: int) -> tuple[Turn, ...]:
+    """The wording at `place` with what follows it, the others beside it."""
+    first, *rest = wordings[place]
+    return (replace(first, earlier=wordings[:place], later=wordings[place + 1 :]), *rest)
+
+
+def _put_aside(chat: Chat, index: int) -> Turn:
+    """The turn with what followed it hung below its answer."""
+    turn = chat.turns[index]
+    answers = tuple(
+        replace(answer, follows=chat.turns[index + 1 :]) if place == turn.shown else answer
+        for place, answer in enumerate(turn.answers)
+    )
+    return replace(turn, answers=answers)
 
 
 def _with_turn(chat: Chat, index: int, turn: Turn) -> Chat:

@@ -11,6 +11,9 @@ TITLES = {
     "BadRequest": "This request cannot be sent",
     "ContextOverflow": "This chat is too long for the model",
     "BadImage": "A picture cannot be used",
+    "ContentRefused": "This is not answered here",
+    "ContentFlagged": "This answer was flagged",
+    "ModerationFailed": "Nobody could look it over",
     "UnknownModel": "This model is not running",
     "Unauthorized": "Not allowed",
     "Overloaded": "Everybody is asking at once",
@@ -18,6 +21,7 @@ TITLES = {
     "WorkerLost": "The connection to the model was lost",
     "WorkerTimeout": "The model took too long",
     "OutOfMemory": "The model ran out of memory",
+    "Interrupted": "This answer was cut off",
 }
 
 
@@ -48,6 +52,8 @@ class Drawer:
             "pictures": [_picture(picture) for picture in turn.pictures],
             "answers": len(turn.answers),
             "shown": turn.shown,
+            "wordings": len(turn.earlier) + 1 + len(turn.later),
+            "wording": len(turn.earlier),
             "left_out": not turn.answer.text and not (last and turn.answer.is_running),
             "answer": self._answer(turn.answer),
         }
@@ -93,8 +99,8 @@ def _notice(notice: Notice | None) -> dict[str, Any] | None:
         "code": notice.code,
         "title": TITLES.get(notice.code, "The answer failed"),
         "message": notice.message[:1].upper() + notice.message[1:],
-        # The same question with a picture nobody can read fails again; it has to be edited.
-        "retry": notice.code != "BadImage",
+        # The same question with a picture nobody can read, or refused as it stands, fails again; it has to be edited.
+        "retry": notice.code not in ("BadImage", "ContentRefused", "ContentFlagged"),
         "after": notice.retry_after,
     }
 

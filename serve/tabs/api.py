@@ -22,6 +22,7 @@ from llava_core.types import (
     user,
 )
 from serve.page.context import PageContext
+from serve.tabs.parts import place
 
 
 def add_endpoints(context: PageContext) -> None:
@@ -31,6 +32,7 @@ def add_endpoints(context: PageContext) -> None:
         return [card.info.name for card in offer.cards]
 
     async def ask(
+        caller: gr.Request,
         model: str,
         question: str,
         images: list[str] | None = None,
@@ -46,7 +48,7 @@ def add_endpoints(context: PageContext) -> None:
             parts: list[Part] = [ImagePart(url) for url in images or []]
             request = Request(model, (user(*parts, TextPart(question)),), sampling)
             said = ""
-            async with aclosing(cast("Any", context.source.stream(request))) as chunks:
+            async with place(context, caller), aclosing(cast("Any", context.source.stream(request))) as chunks:
                 async for chunk in chunks:
                     if chunk.text:
                         said += chunk.text

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
 import gradio as gr
-from starlette.middleware import Middleware
+import uvicorn.config
+from gradio.utils import get_upload_folder
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from llava_core.config import ServerLimits
+from serve.http_protocol import impatient_protocol
 from serve.page.assets import STATIC, head
 from serve.page.context import PageContext
-from serve.page.headers import SafeHeaders
+from serve.page.gate import PageFrame
+from serve.page.shared import routes as shared_routes
 from serve.tabs import discover
 from serve.tabs.api import add_endpoints
 from serve.tabs.theme import theme
@@ -45,34 +54,67 @@ def build(context: PageContext) -> gr.Blocks:
     return blocks
 
 
-def launch(context: PageContext, host: str, port: int, share: bool = False) -> gr.Blocks:
-    """Build and start the page; returns once it answers."""
+def launch(
+    context: PageContext,
+    host: str,
+    port: int,
+    share: bool = False,
+    login: Callable[[str, str], bool] | None = None,
+    local: bool = False,
+) -> gr.Blocks:
+    """Build and start the page; returns once it answers. `login` says who may see it, by name and key. A `local` one
+    answers to names of this machine only."""
     folders = {example.path.parent for example in context.examples}
     blocks = build(context).queue(max_size=2000, default_concurrency_limit=64)
-    blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        prevent_thread_lock=True,
-        quiet=not share,
-        head=head(bare=context.embed),
-        theme=theme(),
-        max_threads=2 * context.readers_at_once + 64,
-        max_file_size=context.limits.max_bytes,
-        footer_links=[],
-        favicon_path=STATIC / "favicon.svg",
-        run_history=False,
-        ssr_mode=False,
-        show_error=False,
-        app_kwargs={
-            "middleware": [Middleware(SafeHeaders)],
-            "routes": [
-                Route("/health/live", _alive),
-                *(Mount("/examples", StaticFiles(directory=folder)) for folder in folders),
-            ],
-        },
-    )
+    with _framed_servers(local):
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            auth=login,
+            auth_message=None if login is None else "Enter your name and your key.",
+            prevent_thread_lock=True,
+            quiet=not share,
+            head=head(bare=context.embed),
+            theme=theme(),
+            max_threads=2 * context.readers_at_once + 64,
+            max_file_size=context.limits.max_bytes,
+            footer_links=[],
+            favicon_path=STATIC / "favicon.svg",
+            run_history=False,
+            ssr_mode=False,
+            show_error=False,
+            app_kwargs={
+                "routes": [
+                    Route("/health/live", _alive),
+                    *shared_routes(context.history),
+                    *(Mount("/examples", StaticFiles(directory=folder)) for folder in folders),
+                ],
+            },
+        )
     return blocks
+
+
+@contextmanager
+def _framed_servers(local: bool) -> Generator[None]:
+    """Servers that start within have our frame around their app and our patience with connections: Gradio starts its
+    own server, and asks nobody how."""
+    frames: dict[int, PageFrame] = {}
+
+    class Framed(impatient_protocol(ServerLimits().header_s)):
+        def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+            app = cast("Any", config.loaded_app)
+            if id(app) not in frames:
+                frames[id(app)] = PageFrame(app, Path(get_upload_folder()), local=local)
+            self.app = frames[id(app)]
+
+    plain = uvicorn.config.HTTP_PROTOCOLS["auto"]
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = Framed  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = plain
 
 
 def _alive(_: Request) -> JSONResponse:

@@ -8,47 +8,74 @@ wait in Gradio's queue, so that Stop gets through however many answers are strea
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, Protocol, cast
 
 import gradio as gr
 
-from llava_core.errors import LlavaError
+from llava_core.config import StoreLimits
+from llava_core.errors import LlavaError, Unauthorized
+from serve.page import tending
+from serve.page.actions import ASKING, Message
 from serve.page.context import PageContext
 from serve.page.models import Offer
 
 
-def pane(context: PageContext, view: str, side: str = "only") -> gr.HTML:
+class Conversations(Protocol):
+    """What stands behind a pane: `Rooms`, or who keeps something of them to itself."""
+
+    def act(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]: ...
+
+    async def tell(self, message: Message) -> dict[str, Any]: ...
+
+    async def export(self, message: Message) -> str: ...
+
+
+def pane(
+    context: PageContext,
+    view: str,
+    side: str = "only",
+    *,
+    behind: Conversations | None = None,
+    script: str = "pane",
+) -> gr.HTML:
     """A model picker and the conversation with the model. Panes of one `view` share its composer.
 
-    Each has its own listener and its own limit, so that no column waits for another.
+    Each has its own listener and its own limit, so that no column waits for another. `behind` stands in the place of
+    the page's rooms, and `script` draws it.
     """
+    behind = behind or context.rooms
 
     async def act(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[str, Any]]:
+        message = cast("dict[str, Any]", event._data)
         try:
-            async for shown in context.rooms.act(cast("dict[str, Any]", event._data), request.session_hash or ""):
-                yield shown
+            async with place(context, request) if message.get("do") in ASKING else nullcontext():
+                async for shown in behind.act(message, request.session_hash or ""):
+                    yield shown
+        except Unauthorized:
+            yield {"room": message.get("room"), "refused": True}
         except LlavaError as error:
             raise gr.Error(error.message, print_exception=False) from error
 
     async def models(_: Any = None) -> dict[str, Any]:
-        return _offer(await context.models.offer())
+        return {**_offer(await context.models.offer()), "store": context.history.report()}
 
     async def tell(message: Any) -> dict[str, Any]:
         try:
-            return await context.rooms.tell(_only(message))
+            return await behind.tell(message_of(message))
         except LlavaError as error:
             return {"error": error.message}
 
     async def export(message: Any) -> dict[str, str]:
         try:
-            return {"text": await context.rooms.export(_only(message))}
+            return {"text": await behind.export(message_of(message))}
         except LlavaError as error:
             return {"error": error.message}
 
     made = gr.HTML(
         html_template=f'<div class="ls-pane" data-view="{view}" data-side="{side}"></div>',
         # Gradio takes the quoted words in here for the events that may be listened to.
-        js_on_load="LlavaServe.pane(element, {trigger, props, server, watch}); /* fires 'act' */",
+        js_on_load=f"LlavaServe.{script}(element, {{trigger, props, server, watch}}); /* fires 'act' */",
         apply_default_css=False,
         elem_classes=["ls-host", "ls-pane-host", f"ls-side-{side}"],
         server_functions=[models, tell, export],
@@ -65,8 +92,18 @@ def pane(context: PageContext, view: str, side: str = "only") -> gr.HTML:
     return made
 
 
-def composer(context: PageContext, view: str) -> gr.HTML:
-    """Text, pictures and settings; what is sent goes to every pane of the `view`."""
+def place(context: PageContext, request: gr.Request) -> AbstractAsyncContextManager[None]:
+    """Around an answer: one of the places that the browser's address has. Raises Overloaded."""
+    headers = [(name.lower().encode(), str(value).encode()) for name, value in request.headers.items()]
+    caller = (request.client.host, 0) if request.client is not None else None
+    return context.quotas.place({"type": "http", "client": caller, "headers": headers})
+
+
+def composer(context: PageContext, view: str, kept: str = "", more: str = "") -> gr.HTML:
+    """Text, pictures and settings; what is sent goes to every pane of the `view`.
+
+    `kept` says what is kept of it, where that is not what is kept of chats; `more` what is kept beside them.
+    """
     return gr.HTML(
         html_template=f'<div class="ls-composer" data-view="{view}"></div>',
         js_on_load="LlavaServe.composer(element, {props, upload});",
@@ -74,7 +111,9 @@ def composer(context: PageContext, view: str) -> gr.HTML:
         elem_classes=["ls-host", "ls-composer-host"],
         max_bytes=context.limits.max_bytes,
         max_images=context.limits.max_images,
-        promise=context.feedback.promise,
+        promise="" if kept else context.feedback.promise,
+        kept=kept or context.history.promise,
+        more=more,
         examples=[
             {"file": example.file, "title": example.title, "questions": example.questions, "credit": example.credit}
             for example in context.examples
@@ -82,10 +121,40 @@ def composer(context: PageContext, view: str) -> gr.HTML:
     )
 
 
-def _only(message: Any) -> dict[str, Any]:
+def history(context: PageContext) -> gr.HTML:
+    """The list of this browser's chats, and what can be done with them."""
+
+    async def chats(message: Any) -> dict[str, Any]:
+        try:
+            return await tending.listed(context.rooms, message_of(message))
+        except LlavaError as error:
+            return {"error": error.message}
+
+    async def tend(message: Any) -> dict[str, Any]:
+        try:
+            return await tending.tend(context.rooms, message_of(message))
+        except LlavaError as error:
+            return {"error": error.message}
+
+    return gr.HTML(
+        html_template='<nav class="ls-history" aria-label="Your chats"></nav>',
+        js_on_load="LlavaServe.history(element, {props, server});",
+        apply_default_css=False,
+        elem_classes=["ls-host", "ls-history-host"],
+        server_functions=[chats, tend],
+        max_import=StoreLimits().max_import_bytes,
+    )
+
+
+def message_of(message: Any) -> dict[str, Any]:
     """A server function gets its arguments as a list or, if there is one, perhaps bare."""
     first = message[0] if isinstance(message, list) and message else message
     return cast("dict[str, Any]", first) if isinstance(first, dict) else {}
+
+
+async def offer_of(context: PageContext) -> dict[str, Any]:
+    """The models, and whether chats are kept: what every tab asks for now and then."""
+    return {**_offer(await context.models.offer()), "store": context.history.report()}
 
 
 def _offer(offer: Offer) -> dict[str, Any]:
@@ -101,6 +170,7 @@ def _offer(offer: Offer) -> dict[str, Any]:
                 "dtype": card.info.dtype,
                 "context": card.info.context_length,
                 "images": card.info.accepts_images,
+                "inspects": card.info.inspects,
             }
             for card in offer.cards
         ],

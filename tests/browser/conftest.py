@@ -14,7 +14,7 @@ from tests.browser.pictures import make_examples
 from tests.topology import Server, Topology
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WAIT_MS = 15_000
+WAIT_MS = 30_000
 
 expect.set_options(timeout=WAIT_MS)
 

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 from playwright.sync_api import ConsoleMessage, Download, Locator, Page, Request, expect
 
 # What browser and Gradio say when a page is left while it streams, or a server is stopped on purpose.
-_EXPECTED = re.compile(r"Failed to load resource|AbortError|Connection errored out|Failed to fetch|net::ERR_")
+_EXPECTED = re.compile(
+    r"Failed to load resource|AbortError|network error|Connection errored out|Failed to fetch|net::ERR_"
+)
 
 
 class Desk:
@@ -29,7 +31,8 @@ class Desk:
     def open(self, ready: bool = True) -> None:
         self.page.goto(self.url)
         if self.tab != "Chat":
-            self.page.get_by_role("tab", name=self.tab).click()
+            expect(self.page.locator(".ls-picker").first).to_be_visible()  # by then the tabs stand where they stay
+            self.turn_to(self.tab)
         if ready:
             expect(self.pickers.first).to_be_enabled()
 
@@ -84,6 +87,18 @@ class Desk:
 
     # what is done -------------------------------------------------------------------------------------------
 
+    def turn_to(self, tab: str) -> None:
+        """On a phone the last tabs are behind a button."""
+        self.tab = tab
+        button = self.page.get_by_role("tab", name=tab, exact=True)
+        more = self.page.get_by_role("button", name="More tabs")
+        expect(button.or_(more).filter(visible=True).first).to_be_visible()
+        if button.filter(visible=True).count():
+            button.click()
+        else:
+            more.click()
+            self.page.locator(".overflow-dropdown").get_by_text(tab, exact=True).click()
+
     def ask(self, text: str, *files: Path, wait: bool = True) -> None:
         if files:
             self.attach(*files)
@@ -94,7 +109,7 @@ class Desk:
             self.wait_done()
 
     def attach(self, *files: Path) -> None:
-        self.view.locator("input[type=file]").set_input_files(list(files))
+        self.view.locator(".ls-composer input[type=file]").set_input_files(list(files))
 
     def wait_done(self) -> None:
         expect(self.turns.last).to_have_attribute("data-state", re.compile("done|stopped|failed"))
@@ -151,7 +166,7 @@ class Desk:
 
 
 class Column:
-    """One of the two columns of Compare."""
+    """One of the columns of Compare or of the Arena."""
 
     def __init__(self, desk: Desk, side: str) -> None:
         self.pane = desk.view.locator(f".ls-pane[data-side={side}]")
@@ -167,6 +182,15 @@ class Column:
     @property
     def answer(self) -> Locator:
         return self.last.locator(".ls-answer-text")
+
+    @property
+    def notices(self) -> Locator:
+        return self.pane.locator(".ls-notice")
+
+    def choose(self, what: str) -> None:
+        """From the column's menu."""
+        self.pane.get_by_role("button", name="What to do with this column").click()
+        self.pane.page.get_by_role("button", name=what).click()
 
     @property
     def stop(self) -> Locator:

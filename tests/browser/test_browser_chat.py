@@ -71,13 +71,13 @@ def test_escape_stops_too(new_desk: NewDesk) -> None:
 def test_retry_gives_another_answer_and_keeps_the_first(desk: Desk) -> None:
     desk.ask("Hello")
     desk.button("Answer again").click()
-    expect(desk.turns.last.locator(".ls-variants")).to_contain_text("2 of 2")
+    expect(desk.turns.last.locator(".ls-variants")).to_contain_text("2/2")
     desk.wait_done()
     desk.button("The answer before").click()
-    expect(desk.turns.last.locator(".ls-variants")).to_contain_text("1 of 2")
+    expect(desk.turns.last.locator(".ls-variants")).to_contain_text("1/2")
 
 
-def test_editing_asks_anew_and_what_it_took_away_can_be_brought_back(desk: Desk, tmp_path: Path) -> None:
+def test_editing_asks_anew_and_the_chat_so_far_stays_as_another_branch(desk: Desk, tmp_path: Path) -> None:
     desk.ask("One", save(tmp_path, "a.png", 64, 48))
     desk.ask("Two")
     desk.turns.first.hover()
@@ -89,9 +89,15 @@ def test_editing_asks_anew_and_what_it_took_away_can_be_brought_back(desk: Desk,
     expect(desk.turns).to_have_count(1)
     expect(desk.answer).to_contain_text("1 image (64x48)")
     expect(desk.answer).to_contain_text("You said: Uno")
-    desk.button("Bring it back").click()
+    desk.button("The wording before").click()
     expect(desk.turns).to_have_count(2)
     expect(desk.turns.first).to_contain_text("One")
+    expect(desk.turns.first.locator(".ls-variants-wording")).to_have_text("1/2")
+    expect(desk.turns.first.locator(".ls-picture")).to_have_count(1)
+    expect(desk.button("The next wording")).to_be_focused()
+    desk.page.keyboard.press("Enter")
+    expect(desk.turns).to_have_count(1)
+    expect(desk.answer).to_contain_text("You said: Uno")
 
 
 def test_arrow_up_edits_the_last_question_and_escape_lets_it_be(desk: Desk) -> None:

@@ -10,13 +10,25 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import NewDesk
 from tests.browser.pictures import save
-from tests.topology import Server, Topology
+from tests.topology import Server, Topology, token_header
 
 
 def test_the_address_chooses_the_model_and_its_note_is_beside_it(new_desk: NewDesk) -> None:
     desk = new_desk("steady")
     expect(desk.pickers).to_contain_text("steady")
     expect(desk.pickers).to_contain_text("only repeats what it received")
+
+
+def test_a_model_that_is_not_there_is_not_asked_and_the_page_says_which_are(new_desk: NewDesk) -> None:
+    desk = new_desk("nobody")
+    expect(desk.bar).to_contain_text("nobody is not running. Running: ")
+    expect(desk.bar).to_contain_text("quick")
+    desk.input.fill("Hello")
+    expect(desk.send_button).to_be_disabled()
+    desk.pick("quick")
+    expect(desk.bar).to_be_hidden()
+    desk.send_button.click()
+    expect(desk.answer).to_contain_text("You said: Hello")
 
 
 def test_switching_the_model_keeps_the_chat(new_desk: NewDesk, tmp_path: Path) -> None:
@@ -111,4 +123,5 @@ def test_without_controller_model_or_server_the_page_says_so_and_goes_on_when_th
 
 
 def queue_length(worker: Server) -> int:
-    return int(httpx.post(f"{worker.url}/worker_get_status", trust_env=False).json()["queue_length"])
+    answer = httpx.post(f"{worker.url}/worker_get_status", headers=token_header(), trust_env=False, timeout=30)
+    return int(answer.json()["queue_length"])

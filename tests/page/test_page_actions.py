@@ -13,7 +13,7 @@ from PIL import Image
 
 from llava_core.config import ImageLimits
 from llava_core.engines.echo import EchoEngine
-from llava_core.errors import BadRequest
+from llava_core.errors import BadRequest, Unauthorized
 from serve.page.actions import Rooms
 from serve.page.examples import Example
 from serve.page.feedback import Feedback
@@ -59,7 +59,7 @@ def picture(folder: Path, name: str, size: tuple[int, int]) -> dict[str, str]:
 
 async def act(rooms: Rooms, do: str, room: str = MINE, **more: Any) -> dict[str, Any]:
     view: dict[str, Any] = {}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for shown in rooms.act({"do": do, "room": room, **more}, "reader"):
             view = shown
     return view
@@ -171,7 +171,7 @@ async def test_an_unknown_model_is_a_notice_with_retry_on_another(rooms: Rooms) 
     assert said(await act(rooms, "retry", model="echo")).startswith("I received 1 turn")
 
 
-async def test_retry_edit_undo_clear_and_restore(rooms: Rooms) -> None:
+async def test_retry_edit_undo_and_restore(rooms: Rooms) -> None:
     await act(rooms, "ask", text="one", model="echo")
     view = await act(rooms, "retry", model="echo")
     assert (view["turns"][0]["answers"], view["turns"][0]["shown"]) == (2, 1)
@@ -179,16 +179,17 @@ async def test_retry_edit_undo_clear_and_restore(rooms: Rooms) -> None:
     assert view["turns"][0]["shown"] == 0
     view = await act(rooms, "edit", turn=view["turns"][0]["id"], text="uno", model="echo")
     assert [turn["text"] for turn in view["turns"]] == ["uno"]
+    assert (view["turns"][0]["wording"], view["turns"][0]["wordings"]) == (1, 2)
+    view = await act(rooms, "show wording", turn=view["turns"][0]["id"], shown=0)
+    assert [turn["text"] for turn in view["turns"]] == ["one"]
+    view = await act(rooms, "undo")
     assert view["restorable"]
-    assert (await act(rooms, "undo"))["turns"] == []
-    assert (await act(rooms, "restore"))["turns"][0]["text"] == "uno"
-    assert (await act(rooms, "clear"))["turns"] == []
-    assert (await act(rooms, "restore"))["turns"][0]["text"] == "uno"
+    assert (await act(rooms, "restore"))["turns"][0]["text"] == "one"
 
 
 async def test_stop_comes_through_while_the_answer_streams(rooms: Rooms) -> None:
     views = rooms.act({"do": "ask", "room": MINE, "text": "a b c d e f", "model": "slow"}, "one")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for view in views:
             if view["turns"] and view["turns"][-1]["answer"]["blocks"]:
                 break
@@ -213,6 +214,11 @@ async def test_ratings_are_kept_with_what_they_are_about(rooms: Rooms, uploads: 
     )
     assert record["before"][0]["question"] == "one"
     assert MINE not in line
+    await act(rooms, "ask", YOURS, text="theirs", model="echo")
+    await act(rooms, "rate", YOURS, answer="a1", rating="like")
+    await rooms.forget_ratings([MINE])
+    (line,) = (tmp_path / "feedback.jsonl").read_text().splitlines()
+    assert json.loads(line)["question"] == "theirs"
 
 
 async def test_ratings_are_kept_nowhere_unless_asked_for(source: EchoSource, uploads: Path, tmp_path: Path) -> None:
@@ -262,3 +268,22 @@ async def test_the_view_holds_no_path_but_what_the_browser_sent(rooms: Rooms, up
     (shown,) = view["turns"][0]["pictures"]
     assert shown["url"] == f"gradio_api/file={uploads}/a%20b.png"
     assert json.loads(json.dumps(view)) == view
+
+
+async def test_another_model_joins_with_the_conversation_so_far_and_a_copy_goes_its_own_way(
+    rooms: Rooms, uploads: Path
+) -> None:
+    me = {"owner": "o" * 32}
+    new, copy = "n" * 32, "c" * 32
+    await act(rooms, "ask", text="What?", pictures=[picture(uploads, "a.png", (64, 48))], model="echo", **me)
+    await act(rooms, "ask", text="And?", model="echo", **me)
+    joined = await act(rooms, "join", new, model="echo", **{**me, "from": MINE})
+    assert said(joined).startswith("I received 3 turns and 1 image.")
+    copied = await act(rooms, "copy", copy, **{**me, "from": MINE})
+    assert [turn["text"] for turn in copied["turns"]] == ["What?", "And?"]
+    await act(rooms, "ask", copy, text="Only here", model="echo", **me)
+    assert len((await act(rooms, "open", **me))["turns"]) == 2
+    with pytest.raises(Unauthorized):
+        await act(rooms, "copy", "d" * 32, owner="y" * 32, **{"from": MINE})
+    with pytest.raises(BadRequest, match="from itself"):
+        await act(rooms, "join", **{**me, "from": MINE})

@@ -12,7 +12,7 @@ from serve.page import assets
 
 
 def test_every_style_and_script_in_static_is_in_the_page() -> None:
-    listed = {*assets.FRAME_STYLES, *assets.PART_STYLES, *assets.SCRIPTS}
+    listed = {*assets.FRAME_STYLES, *assets.PART_STYLES, *assets.READING_STYLES, *assets.SCRIPTS}
     there = {path.name for path in assets.STATIC.iterdir() if path.suffix in (".css", ".js")}
     assert listed == there
 

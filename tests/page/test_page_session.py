@@ -90,19 +90,54 @@ def test_another_answer_counts_once_it_is_shown() -> None:
     assert texts(session.ask(chat, "next", (), "m"))[1] == ("assistant", "1")
 
 
-def test_only_answers_of_the_last_turn_can_be_exchanged() -> None:
+def test_what_followed_an_answer_comes_and_goes_with_it() -> None:
     chat = answered(session.retry(talk(("one", "1")), "m"), "2")
     chat = answered(session.ask(chat, "next", (), "m"), "3")
-    assert session.show(chat, chat.turns[0].id, 0) is chat
+    first = session.show(chat, chat.turns[0].id, 0)
+    assert texts(session.ask(first, "other", (), "m")) == [("user", "one"), ("assistant", "1"), ("user", "other")]
+    assert session.show(first, chat.turns[0].id, 1).turns == chat.turns
     assert session.show(chat, chat.turns[1].id, 7) is chat
 
 
-def test_editing_drops_what_followed_and_restore_brings_it_back() -> None:
+def test_an_earlier_question_can_be_answered_again_without_losing_what_followed() -> None:
+    chat = talk(("one", "1"), ("two", "2"))
+    again = answered(session.retry(chat, "m", chat.turns[0].id), "uno")
+    assert texts(again) == [("user", "one")]
+    assert again.turns[0].answer.text == "uno"
+    assert session.show(again, chat.turns[0].id, 0).turns[1] == chat.turns[1]
+
+
+def test_editing_keeps_the_earlier_wording_with_what_followed_as_another_branch() -> None:
     chat = talk(("one", "1"), ("two", "2"), ("three", "3"))
     edited = session.edit(chat, chat.turns[1].id, "TWO", (CAT,), "m")
     assert [turn.text for turn in edited.turns] == ["one", "TWO"]
     assert edited.running
-    assert [turn.text for turn in session.restore(edited).turns] == ["one", "two", "three"]
+    assert session.show_wording(edited, edited.turns[1].id, 0) is edited  # not while it is answered
+    edited = answered(edited, "due")
+    back = session.show_wording(edited, edited.turns[1].id, 0)
+    assert [turn.text for turn in back.turns] == ["one", "two", "three"]
+    again = session.show_wording(back, back.turns[1].id, 1)
+    assert again.turns == edited.turns
+    assert session.show_wording(again, again.turns[1].id, 2) is again
+
+
+def test_a_question_has_as_many_wordings_as_it_was_given() -> None:
+    chat = talk(("one", "1"))
+    for wording in ("uno", "eins"):
+        chat = answered(session.edit(chat, chat.turns[0].id, wording, (), "m"), wording)
+    first = session.show_wording(chat, chat.turns[0].id, 0)
+    chat = answered(session.edit(first, first.turns[0].id, "une", (), "m"), "une")
+    seen = [session.show_wording(chat, chat.turns[0].id, place).turns[0].text for place in range(4)]
+    assert seen == ["one", "uno", "eins", "une"]
+
+
+def test_taking_back_an_edited_question_shows_the_wording_before() -> None:
+    chat = talk(("one", "1"), ("two", "2"))
+    edited = answered(session.edit(chat, chat.turns[0].id, "uno", (), "m"), "ein")
+    undone = session.undo(edited)
+    assert [turn.text for turn in undone.turns] == ["one", "two"]
+    assert undone.turns[0].earlier == undone.turns[0].later == ()
+    assert session.restore(undone).turns == edited.turns
 
 
 def test_editing_a_turn_that_is_not_there_changes_nothing() -> None:
@@ -118,20 +153,9 @@ def test_undo_takes_the_last_turn_back_and_restore_returns_it() -> None:
     assert session.undo(Chat()) == Chat()
 
 
-def test_a_cleared_chat_can_be_brought_back_until_something_new_is_asked() -> None:
-    cleared = session.clear(talk(("one", "1")))
-    assert cleared.turns == ()
-    assert [turn.text for turn in session.restore(cleared).turns] == ["one"]
-    assert session.restore(session.ask(cleared, "new", (), "m")).turns[0].text == "new"
-
-
-def test_clearing_twice_does_not_lose_the_way_back() -> None:
-    assert len(session.restore(session.clear(session.clear(talk(("one", "1"))))).turns) == 1
-
-
 def test_an_answer_on_its_way_counts_as_stopped_when_it_is_brought_back() -> None:
     running = session.ask(talk(("one", "1")), "two", (), "m")
-    restored = session.restore(session.clear(running))
+    restored = session.restore(session.undo(running))
     assert restored.running is None
     assert restored.turns[-1].answer.state == "stopped"
 
@@ -141,7 +165,7 @@ def test_names_of_turns_and_answers_are_never_given_twice() -> None:
     gone = {turn.id for turn in chat.turns}
     chat = session.ask(session.undo(session.undo(chat)), "three", (), "m")
     assert chat.turns[0].id not in gone
-    restored = session.restore(session.clear(chat))
+    restored = session.restore(session.undo(chat))
     assert session.ask(restored, "four", (), "m").turns[-1].id not in {turn.id for turn in restored.turns}
 
 
@@ -152,3 +176,22 @@ def test_an_answer_that_was_cut_off_goes_on_where_it_ended() -> None:
     assert texts(chat) == [("user", "one"), ("assistant", "half")]
     assert session.resume(chat) is chat
     assert session.resume(Chat()) == Chat()
+
+
+def test_a_model_that_joins_gets_the_shown_path_and_is_asked_the_last_question_anew() -> None:
+    chat = answered(session.ask(Chat(), "What is it?", (CAT,), "m"), "A cat.")
+    chat = answered(session.retry(chat, "m"), "A dog.")
+    chat = answered(session.ask(chat, "Sure?", (), "m"), "Very.")
+    joined = session.join(chat, "new")
+    assert [[answer.text for answer in turn.answers] for turn in joined.turns] == [["A dog."], [""]]
+    assert joined.running
+    assert joined.running.model == "new"
+    assert texts(joined) == [("user", "What is it?"), ("assistant", "A dog."), ("user", "Sure?")]
+    assert session.join(Chat(), "new") == Chat()
+
+
+def test_a_chat_that_is_copied_while_an_answer_comes_ends_with_what_has_come() -> None:
+    chat = session.ask(talk(("One", "1")), "Two", (), "m")
+    assert chat.running
+    copied = session.settled(session.update(chat, chat.running.id, text="half", state="streaming"))
+    assert (copied.running, copied.turns[-1].answer.state, copied.turns[-1].answer.text) == (None, "stopped", "half")

@@ -1,0 +1,73 @@
+"""What a person does with the list of their chats: look, search, rename, share, bring in, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llava_core.errors import BadRequest
+from serve.page.actions import Message, Rooms, read_owner
+from serve.store.records import Listed
+
+
+async def listed(rooms: Rooms, message: Message) -> dict[str, Any]:
+    """The owner's chats as the page draws them; those with the words of `query`, if there are any."""
+    chats = await rooms.history.chats(_owner(message), str(message.get("query") or ""))
+    return {"chats": [_row(chat, rooms) for chat in chats]}
+
+
+async def tend(rooms: Rooms, message: Message) -> dict[str, Any]:
+    """Do to a chat what the message says. Raises BadRequest where the owner has no such chat."""
+    owner, id = _owner(message), str(message.get("id") or "")
+    history = rooms.history
+    match message.get("do"):
+        case "rename":
+            title = " ".join(str(message.get("title") or "").split())
+            if not title:
+                raise BadRequest("a chat's name cannot be empty", param="title")
+            done: Mapping[str, Any] | None = {} if await history.rename(id, owner, title) else None
+        case "delete":
+            await rooms.drop(owner, [id])
+            done = {} if await history.delete(id, owner) else None
+            if done is not None:
+                await rooms.forget_ratings([id])
+        case "delete all":
+            await rooms.drop(owner)
+            gone = await history.delete_all(owner)
+            await rooms.forget_ratings(gone)
+            done = {"deleted": len(gone)}
+        case "import":
+            name, text = str(message.get("name") or "the file")[:200], str(message.get("text") or "")
+            await rooms.bring_in(id, owner, name, text)
+            done = {}
+        case "share":
+            token = await history.share(id, owner)
+            done = {"token": token} if token else None
+        case "withdraw":
+            done = {} if await history.withdraw(id, owner) else None
+        case other:
+            raise BadRequest(f"the page does not know how to {other!r}; reload it")
+    if done is None:
+        raise BadRequest("this chat is not there any more", param="id")
+    return dict(done)
+
+
+def _owner(message: Message) -> str:
+    owner = read_owner(message)
+    if not owner:
+        raise BadRequest("this browser has no key to its chats; reload the page", param="owner")
+    return owner
+
+
+def _row(chat: Listed, rooms: Rooms) -> dict[str, Any]:
+    return {
+        "id": chat.id,
+        "title": chat.title,
+        "place": chat.place,
+        "updated": chat.updated_at.timestamp(),
+        "models": chat.models,
+        "pictures": chat.pictures,
+        "shared": chat.shared,
+        "found": chat.found,
+        "running": rooms.is_answering(chat.id),
+    }
