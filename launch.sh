@@ -95,7 +95,7 @@ check_and_test() {
   "$python" -m ruff check . || failed+=" ruff"
   "$python" -m ruff format --check --quiet . || failed+=" ruff-format"
   say "shellcheck"
-  "$venv/bin/shellcheck" launch.sh .ci/run || failed+=" shellcheck"
+  "$venv/bin/shellcheck" launch.sh .ci/run .ci/audit || failed+=" shellcheck"
   say "pyright"
   "$python" -m pyright || failed+=" pyright"
   say "pytest"

@@ -19,7 +19,7 @@ from tests.topology import Topology
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 README = (ROOT / "README.md").read_text()
-_MODULE = r"python -m (serve\.bench \w+|serve\.\w+|llava_core\.\w+)"
+_MODULE = r"python -m (serve\.(?:bench|keys) \w+|llava_core\.(?:train|builtin|eval) \w+|serve\.\w+|llava_core\.\w+)"
 FOLDERS = ("serve", "llava_core", "static", "tests", "examples", ".ci")
 
 
@@ -97,7 +97,7 @@ def test_the_launch_file_in_the_readme_is_understood(tmp_path: Path) -> None:
     [toml] = blocks("toml")
     (tmp_path / "launch.toml").write_text(toml)
     config = read_config(tmp_path / "launch.toml")
-    assert (config.port, config.models[0].bits, config.models[1].base) == (7860, 4, "models/vicuna-7b-v1.5")
+    assert (config.port, config.models[0].quantize, config.models[1].base) == (7860, "nf4", "models/vicuna-7b-v1.5")
 
 
 def test_the_template_names_in_the_readme_are_all_there_are() -> None:
@@ -114,12 +114,12 @@ def test_the_chat_commands_in_the_readme_are_all_there_are() -> None:
 def test_the_request_in_the_readme_is_one() -> None:
     [body] = [text for block in blocks("bash") for text in re.findall(r"-d '(\{.*?\})'", block, re.DOTALL)]
     call = read_call(body.encode())
-    assert (call.stream, call.request.model) == (True, "tiny-random")
+    assert (call.stream, call.request.model) == (True, "builtin")
 
 
 def test_the_python_example_in_the_readme_runs(topology: Topology) -> None:
     controller = topology.controller()
-    topology.worker("tiny-random")
+    topology.worker("builtin")
     [example] = [block for block in blocks("python") if "OpenAI(" in block]
     assert "http://127.0.0.1:21001" in example
     ran = subprocess.run(

@@ -87,12 +87,20 @@ def test_the_core_does_not_know_the_servers() -> None:
 
 def test_torch_stays_with_the_models() -> None:
     # The benchmark measures the machine and plain `generate` with it, inside functions only (see below).
-    homes = ("llava_core/checkpoints/", "llava_core/engines/transformers/", "llava_core/train/", "serve/bench/")
+    homes = (
+        "llava_core/checkpoints/",
+        "llava_core/engines/transformers/",
+        "llava_core/train/",
+        "llava_core/builtin/",
+        "llava_core/eval/",
+        "serve/bench/",
+    )
     assert offences(HEAVY, but_in=homes) == []
 
 
 def test_gradio_stays_with_the_page() -> None:
-    assert offences(("gradio", "gradio_client"), but_in=("serve/gradio_web_server.py", "serve/tabs/")) == []
+    homes = ("serve/gradio_web_server.py", "serve/tabs/", "serve/bench/naive_page.py")
+    assert offences(("gradio", "gradio_client"), but_in=homes) == []
 
 
 def test_what_is_imported_at_the_top_of_a_file_is_pinned() -> None:
@@ -127,11 +135,12 @@ def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_servers_and_core_words_are_imported_without_torch() -> None:
+    parts = ("checkpoints", "engines/tr", "train", "builtin", "eval")
+    heavy = tuple(f"llava_core/{part}" for part in parts)
     light = [
         name_of(path)
         for path in FILES
-        if path.name != "__main__.py"
-        and not path.relative_to(ROOT).as_posix().startswith(("llava_core/checkpoints/", "llava_core/engines/tr"))
+        if path.name != "__main__.py" and not path.relative_to(ROOT).as_posix().startswith(heavy)
     ]
     assert "serve.controller" in light
     code = (
