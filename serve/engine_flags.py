@@ -89,8 +89,8 @@ KernelMode = Annotated[
     str | None,
     typer.Option(
         metavar="MODE",
-        help="auto computes the layers by a kernel compiled at the first start, where processor (AMX), model and a C "
-        "compiler allow it; off leaves them to torch. [default: auto]",
+        help="auto computes the layers by a kernel compiled at the first start, where processor (AMX or "
+        "AVX512-BF16), model and a C compiler allow it; off leaves them to torch. [default: auto]",
     ),
 ]
 

@@ -46,14 +46,12 @@ class Limits:
 
 def weigh(model: PreTrainedModel) -> WeightFacts:
     from llava_core.engines.transformers.attention import KVShape
-    from llava_core.engines.transformers.attention_cpu import fastest_dtype
 
     whole: Any = model
     shape = KVShape.of(model)
-    size = (fastest_dtype(model.dtype) if model.device.type == "cpu" else model.dtype).itemsize
     return WeightFacts(
         bytes=sum(weight.nbytes for weight in _read_weights(model)),
-        kv_bytes=2 * shape.layers * shape.kv_heads * shape.dim * size,
+        kv_bytes=2 * shape.layers * shape.kv_heads * shape.dim * model.dtype.itemsize,
         parameters=sum(parameter.numel() for parameter in whole.parameters()),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import shutil
 from pathlib import Path
@@ -70,6 +71,16 @@ def built() -> str:
 needs_kernel = pytest.mark.skipif(bool(built()), reason=f"the kernel cannot be built here: {built()}")
 
 
+@pytest.fixture(params=["tiles", "vectors"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
+    """The kernel as it multiplies in tiles, where the processor has some, and in vectors."""
+    chosen = kernel(tiles=request.param == "tiles")
+    if chosen.has_tiles() != (request.param == "tiles"):
+        pytest.skip("the processor has no tiles")
+    monkeypatch.setattr("llava_core.engines.transformers.native.take_over.kernel", lambda: chosen)
+    return chosen
+
+
 def make(name: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     torch.manual_seed(3)
     model = MODELS[name]().eval()
@@ -108,6 +119,7 @@ def likeness(given: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @needs_kernel
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunks", [(60,), (33, 1, 4, 21, 1), (1,) * 60, (7, 50, 3)], ids=str)
 def test_chunks_of_any_size_give_the_models_own_logits(name: str, chunks: tuple[int, ...]) -> None:
@@ -126,6 +138,7 @@ def test_chunks_of_any_size_give_the_models_own_logits(name: str, chunks: tuple[
 
 
 @needs_kernel
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("chunks", [(200,), (70, 128, 2), (5, 190, 5), (199, 1)], ids=str)
 def test_a_long_prompt_is_attended_to_in_blocks(window: int | None, chunks: tuple[int, ...]) -> None:
@@ -181,7 +194,7 @@ def test_a_pictures_rows_stand_in_place_of_their_placeholders() -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("pictures", [1, 3])
-def test_a_clip_tower_gives_its_own_hidden_states_layer_by_layer(pictures: int) -> None:
+def test_a_clip_tower_gives_its_own_hidden_states_layer_by_layer(library: ctypes.CDLL, pictures: int) -> None:
     def make_tower(dtype: torch.dtype) -> CLIPVisionModel:
         torch.manual_seed(2)
         sides = {"image_size": 56, "patch_size": 8, "hidden_size": 64, "intermediate_size": 96}
@@ -190,7 +203,7 @@ def test_a_clip_tower_gives_its_own_hidden_states_layer_by_layer(pictures: int) 
 
     pixels = torch.randn(pictures, 3, 56, 56, generator=torch.Generator().manual_seed(4)).bfloat16()
     tower = make_tower(torch.bfloat16)
-    assert take_tower(tower, kernel()) == 3
+    assert take_tower(tower, library) == 3
     with torch.inference_mode():
         expected = make_tower(torch.float32)(pixels.float(), output_hidden_states=True).hidden_states
         found = tower(pixels, output_hidden_states=True).hidden_states

@@ -30,15 +30,18 @@ _NAMES = {
 
 
 def choose_backend(
-    wanted: str, model: PreTrainedModel, limits: BatchLimits, *, context_length: int
+    wanted: str, model: PreTrainedModel, limits: BatchLimits, *, context_length: int, by_kernel: bool = False
 ) -> AttentionBackend:
     """`wanted` is "auto", or "padded" for the one that runs anywhere. A model over several devices is prepared for it.
+    `by_kernel` where the kernel attends, which reads the weights' own bfloat16, over what the backend only keeps.
 
     BadRequest where not all of it is on a device that computes, or memory was asked for that is not there."""
     shape, dtype = KVShape.of(model), model.dtype
     layers = layer_devices(model)
     if layers is None:
         kv_bytes = kv_budget(model.device, limits)
+        if by_kernel:
+            return CpuAttention(shape, kv_bytes=kv_bytes, context_length=context_length, dtype=dtype)
         return _backend(wanted, shape, kv_bytes, dtype, model.device, context_length)
     join_ends(model)
     shares = {device: replace(shape, layers=layers.count(device)) for device in dict.fromkeys(layers)}

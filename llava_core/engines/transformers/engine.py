@@ -108,7 +108,9 @@ class TransformersEngine:
         use_ragged_attention(model)
         if loaded.info.accepts_images:
             pause_between_operations(model)
-        attention = choose_backend(backend, model, self._batch, context_length=loaded.info.context_length)
+        attention = choose_backend(
+            backend, model, self._batch, context_length=loaded.info.context_length, by_kernel=taken is not None
+        )
         step = Step(model, attention) if taken is None else taken.step()
         check_attention(model, attention, own, step)
         warm_up(loaded, attention, step)

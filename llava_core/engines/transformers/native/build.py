@@ -25,8 +25,10 @@ log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 _SOURCES = ("decoder.c", "tower.c", "shared.c")
-_HEADERS = ("tiles.h",)
-_NEEDED = ("amx_bf16", "avx512_bf16")
+_HEADERS = ("tiles.h", "multiply_tiles.h", "multiply_vectors.h")
+_NEEDED = "avx512_bf16"
+_TILES = "amx_bf16"
+_VECTORS_ONLY = ("-mno-amx-bf16", "-mno-amx-tile")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno")
 _COMPILE_S = 120.0
 _OPENMP = re.compile(r"lib(g|i|)omp[^/]*\.so[^/]*$")
@@ -37,26 +39,30 @@ class NotBuilt(Exception):
 
 
 @cache
-def kernel() -> ctypes.CDLL:
-    """The loaded library, allowed to use the processor's tiles. NotBuilt where anything is missing."""
-    missing = [name for name in _NEEDED if not torch.cpu.get_capabilities().get(name)]
-    if missing:
-        raise NotBuilt(f"the processor has no {' and no '.join(missing)}")
+def kernel(*, tiles: bool = True) -> ctypes.CDLL:
+    """The loaded library, in the processor's tiles (AMX) where there are some, the system lets it, and `tiles`, else in
+    its vectors. NotBuilt where anything is missing."""
+    if not torch.cpu.get_capabilities().get(_NEEDED):
+        raise NotBuilt(f"the processor has no {_NEEDED}")
+    tiles = tiles and bool(torch.cpu.get_capabilities().get(_TILES))
     runtime = _openmp_of_torch()
     compiler = next(
         (found for name in (os.environ.get("CC"), "cc", "gcc") if name and (found := shutil.which(name))), None
     )
     if compiler is None:
         raise NotBuilt("there is no C compiler (cc, gcc, or what CC names)")
-    library = cache_folder() / "native" / f"{_digest(compiler, runtime)}.so"
+    flags = _FLAGS if tiles else (*_FLAGS, *_VECTORS_ONLY)
+    library = cache_folder() / "native" / f"{_digest(compiler, runtime, flags)}.so"
     try:
         if not library.exists():
-            _compile(compiler, runtime, library)
+            _compile(compiler, runtime, flags, library)
         loaded = ctypes.CDLL(str(library))
     except OSError as cause:
         raise NotBuilt(f"{library} cannot be kept or loaded: {cause}") from cause
-    if _openmp_of_torch() != runtime or not loaded.allow_tiles():
-        raise NotBuilt("the system does not let this process use the processor's tiles")
+    if _openmp_of_torch() != runtime:
+        raise NotBuilt("loading it brought another OpenMP library with it than torch's")
+    if not loaded.is_allowed():
+        return kernel(tiles=False)
     for size in (loaded.padded_width, loaded.padded_tokens, loaded.scores_per_thread):
         size.restype, size.argtypes = ctypes.c_int64, [ctypes.c_int64]
     return loaded
@@ -79,11 +85,11 @@ def _openmp_of_torch() -> Path:
     return chosen[0]
 
 
-def _digest(compiler: str, runtime: Path) -> str:
+def _digest(compiler: str, runtime: Path, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for name in (*_SOURCES, *_HEADERS):
         digest.update((_HERE / name).read_bytes())
-    for part in (compiler, str(runtime), torch.__version__, platform.processor(), *_FLAGS, *sorted(_processor())):
+    for part in (compiler, str(runtime), torch.__version__, platform.processor(), *flags, *sorted(_processor())):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -93,12 +99,12 @@ def _processor() -> set[str]:
     return {f"{name}={value}" for name, value in torch.cpu.get_capabilities().items()}
 
 
-def _compile(compiler: str, runtime: Path, library: Path) -> None:
+def _compile(compiler: str, runtime: Path, flags: tuple[str, ...], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
         objects = [str(Path(folder, f"{name}.o")) for name in _SOURCES]
         for name, made in zip(_SOURCES, objects, strict=True):
-            _run([compiler, *_FLAGS, "-c", str(_HERE / name), "-o", made])
+            _run([compiler, *flags, "-c", str(_HERE / name), "-o", made])
         # Linked with the very file that torch loaded, whatever it is called.
         whole = Path(folder, "kernel.so")
         _run([compiler, "-shared", *objects, str(runtime), "-lm", "-o", str(whole)])

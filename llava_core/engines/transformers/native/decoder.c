@@ -266,7 +266,7 @@ void advance(const Model *m, const Step *s)
 {
 #pragma omp parallel
     {
-        configure_tiles();
+        begin_products();
         for (int64_t layer = 0; layer < m->layers; layer++) {
             before_attention(m, s, layer);
             look_singles(m, s, layer, THREAD);
@@ -274,7 +274,7 @@ void advance(const Model *m, const Step *s)
 #pragma omp barrier
             after_attention(m, s, layer);
         }
-        _tile_release();
+        end_products();
     }
 }
 
@@ -283,11 +283,11 @@ void score(const Model *m, const Step *s, const int64_t *wanted, int64_t count, 
 {
 #pragma omp parallel
     {
-        configure_tiles();
+        begin_products();
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < count; i++)
             norm(s->x + wanted[i] * m->hidden, m->norm_out, m->hidden, m->eps, s->normed + i * width(m->hidden));
         product(SCORES, s->normed, width(m->hidden), count, m->hidden, m->vocabulary, m->head, 0, 0, logits, m->vocabulary);
-        _tile_release();
+        end_products();
     }
 }

@@ -1,13 +1,27 @@
-/* What is asked about the tiles before anything is computed: permission, sizes, and the packing of weights. */
+/* What is asked before anything is computed: permission, sizes, and the packing of weights. */
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "tiles.h"
 
-/* Whether the system lets this process use tiles. */
-int allow_tiles(void)
+/* Whether the system lets this process compute as this was compiled. */
+int is_allowed(void)
 {
+#ifdef __AMX_BF16__
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+#else
+    return 1;
+#endif
+}
+
+/* Whether products are computed in tiles. */
+int has_tiles(void)
+{
+#ifdef __AMX_BF16__
+    return 1;
+#else
+    return 0;
+#endif
 }
 
 int64_t padded_width(int64_t inputs) { return width(inputs); }

@@ -44,7 +44,8 @@ def take_over(model: PreTrainedModel, wanted: Kernel) -> Taken | None:
             reason = str(cause)
         else:
             also = " and its vision tower" if tower else ""
-            log.info("%s%s is computed by a kernel built for this processor", type(model).__name__, also)
+            words = "tiles" if library.has_tiles() else "vectors"
+            log.info("%s%s is computed by a kernel built for this processor's %s", type(model).__name__, also, words)
             return Taken(model, library, packed)
     log.info(
         "%s is computed by torch, not by a kernel built for this processor, since %s", type(model).__name__, reason

@@ -1,4 +1,4 @@
-/* Products and attention in the processor's tiles (AMX), for the decoder and the vision tower.
+/* Products and attention for the decoder and the vision tower, in the processor's tiles (AMX) or vectors (AVX512-BF16).
  *
  * Weights are packed once into the order in which the tiles read them: [outputs / 16][inputs / 32][16 pairs of inputs]
  * [16 outputs][2], so that a step of a few rows streams them from memory and a step of hundreds keeps the tiles busy.
@@ -12,6 +12,12 @@
 #include <string.h>
 
 typedef uint16_t bf16;
+#ifdef __AMX_BF16__
+#include "multiply_tiles.h"
+#else
+#include "multiply_vectors.h"
+#endif
+
 enum { MOST_DIM = 256 };
 
 /* Rows lie 64 bytes further apart than they are long: at whole pages apart, the rows of a tile would evict each other. */
@@ -66,54 +72,6 @@ static inline __m512 times_sigmoid(__m512 x, float by)
     return _mm512_div_ps(x, _mm512_add_ps(one, exponential(_mm512_mul_ps(x, _mm512_set1_ps(-by)))));
 }
 
-/* Tiles 0 to 3 add up, 4 and 5 hold rows, 6 and 7 weights. */
-static void configure_tiles(void)
-{
-    struct __attribute__((packed)) {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) {
-        config.bytes[tile] = 64;
-        config.rows[tile] = 16;
-    }
-    _tile_loadconfig(&config);
-}
-
-/* 32 rows (or 16) by 16 + 16 outputs: c is (32, 32). `inputs` / 32 tiles of each weight lie behind each other. */
-static inline void multiply(const bf16 *a, int64_t lda, int both, const bf16 *b0, const bf16 *b1, int64_t tiles, float *c)
-{
-    _tile_zero(0);
-    _tile_zero(1);
-    if (both) {
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = 0; k < tiles; k++) {
-            _tile_loadd(6, b0 + 512 * k, 64);
-            _tile_loadd(4, a + 32 * k, 2 * lda);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, b1 + 512 * k, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, a + 16 * lda + 32 * k, 2 * lda);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(2, c + 16 * 32, 128);
-        _tile_stored(3, c + 16 * 32 + 16, 128);
-    } else {
-        for (int64_t k = 0; k < tiles; k++) {
-            _tile_loadd(6, b0 + 512 * k, 64);
-            _tile_loadd(4, a + 32 * k, 2 * lda);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, b1 + 512 * k, 64);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-    }
-    _tile_stored(0, c, 128);
-    _tile_stored(1, c + 16, 128);
-}
-
 enum { WRITE, ADD, GATE, SCORES, QUICK_GELU };
 
 /* rows of `a` times packed weights of `outputs`, which threads share among themselves.
@@ -133,7 +91,7 @@ static void product(int kind, const bf16 *a, int64_t lda, int64_t rows, int64_t 
         const bf16 *b1 = kind == GATE ? second + panel * block : b0 + panel;
         for (int64_t row = 0; row < rows; row += 32) {
             const int64_t here = rows - row < 32 ? rows - row : 32;
-            multiply(a + row * lda, lda, here > 16, b0, b1, tiles, c);
+            multiply(a + row * lda, lda, here, b0, b1, tiles, c);
             for (int64_t r = 0; r < here; r++) {
                 __m512 low = _mm512_load_ps(c + 32 * r), high = _mm512_load_ps(c + 32 * r + 16);
                 const int64_t at = (row + r) * ldt + wide * block;
@@ -260,7 +218,7 @@ static void look_block(const bf16 *queries, int64_t ldq, int64_t rows, const bf1
     const int64_t all_from = first_seen(last + step * (rows - 1), window) - from, all_to = last - from;
     for (int64_t i = 0; i < span; i += 32) {
         const bf16 *b0 = keys + (from + i) / 16 * tiles * 512;
-        multiply(query, dim + 32, rows > 16, b0, b0 + tiles * 512, tiles, c);
+        multiply(query, dim + 32, rows, b0, b0 + tiles * 512, tiles, c);
         const int all = i >= all_from && i + 31 <= all_to;
         for (int64_t r = 0; r < rows; r++) {
             __m512 low = _mm512_mul_ps(_mm512_load_ps(c + 32 * r), by), high = _mm512_mul_ps(_mm512_load_ps(c + 32 * r + 16), by);
@@ -290,7 +248,7 @@ static void look_block(const bf16 *queries, int64_t ldq, int64_t rows, const bf1
     }
     for (int64_t block = 0; block < dim / 32; block++) {
         const bf16 *b0 = values + (2 * block * (tokens / 32) + from / 32) * 512;
-        multiply(shares, lds, rows > 16, b0, b0 + tokens / 32 * 512, span / 32, c);
+        multiply(shares, lds, rows, b0, b0 + tokens / 32 * 512, span / 32, c);
         for (int64_t r = 0; r < rows; r++) {
             const __m512 share = _mm512_set1_ps(totals[r]);
             to_bf16(to + r * ldo + 32 * block, _mm512_mul_ps(_mm512_load_ps(c + 32 * r), share));

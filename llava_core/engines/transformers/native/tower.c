@@ -63,7 +63,7 @@ void see(const TowerLayer *w, const Look *l)
     const int64_t rows = l->pictures * l->patches, hidden = w->hidden, ld = width(hidden);
 #pragma omp parallel
     {
-        configure_tiles();
+        begin_products();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) {
             for (int64_t i = 0; i < hidden; i += 16)
@@ -82,6 +82,6 @@ void see(const TowerLayer *w, const Look *l)
         for (int64_t row = 0; row < rows; row++)
             for (int64_t i = 0; i < hidden; i += 16)
                 to_bf16(l->to + row * hidden + i, _mm512_loadu_ps(l->x + row * hidden + i));
-        _tile_release();
+        end_products();
     }
 }
