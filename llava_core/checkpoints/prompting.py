@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
+from llava_core.checkpoints.encoding import TextEncoder
 from llava_core.checkpoints.original_tokenizer import SPACE, Prefix
 from llava_core.conversation import Template, render
 from llava_core.errors import BadCheckpoint, BadRequest
@@ -66,6 +67,7 @@ class Prompter:
         self._plain = Tokenizer.from_str(backend.to_str())
         self._plain.no_truncation()
         self._plain.no_padding()
+        self._texts = TextEncoder(self._plain)
         self._markers = _markers(self._plain, layout.image_token)
         self._guarded, self._aliases = _guarded(self._plain)
         self._bos = str(tokenizer.bos_token or "")
@@ -195,7 +197,7 @@ class Prompter:
 
     def _ids(self, masked: str, nonce: str, *, special: bool) -> list[int]:
         if nonce not in masked:
-            return self._plain.encode(masked, add_special_tokens=special).ids
+            return self._texts.encode(masked, special=special)
         # People wrote special-looking text: the template's tokens get aliases, the rest is encoded as plain text.
         pattern = "|".join(re.escape(content) for content in sorted(self._aliases, key=len, reverse=True))
         aliased = re.sub(pattern, lambda m: self._aliases[m[0]][0], masked) if pattern else masked
