@@ -286,7 +286,5 @@ class EngineStatus:
 
     @property
     def full(self) -> bool:
-        """Whether the next request would be refused."""
-        if self.max_waiting is None or self.waiting < self.max_waiting:
-            return False
-        return self.running + self.waiting >= self.capacity
+        """Whether the next request would be refused. What waits includes what is on its way to a free place."""
+        return self.max_waiting is not None and self.running + self.waiting >= self.capacity + self.max_waiting

@@ -218,6 +218,7 @@ def serve(
     local: bool = False,
 ) -> None:
     """Run until Ctrl-C or a request to terminate."""
+    from serve.server import spare_what_stays
     from serve.tabs.frame import launch
 
     ended = Event()
@@ -231,6 +232,7 @@ def serve(
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+    spare_what_stays()
     print(f"The page is at http://{host}:{port}", flush=True)
     while not ended.wait(timeout=3600):
         pass

@@ -26,7 +26,7 @@ from serve import tracing
 from serve.credentials import is_loopback, make_token
 from serve.protocol import check_address
 from serve.registration import Registrar
-from serve.server import listen, own_address, run, run_server, start_logging
+from serve.server import listen, own_address, run, run_server, spare_what_stays, start_logging
 from serve.worker_app import EngineSlot, create_app
 
 __all__ = ["EngineSlot", "create_app", "main"]
@@ -91,6 +91,7 @@ async def serve_worker(
     except Exception:
         log.exception("the model could not be loaded")
         return _leave_now(FAILED)
+    spare_what_stays()
     log.info("ready: %s", _describe(slot.engine))
     if controller is not None:
         registrar = Registrar(controller, address, slot.status, timings, token=token)

@@ -15,8 +15,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import cycle, islice
 
-from PIL import Image
-
 from llava_core.config import EngineLimits, ImageLimits
 from llava_core.errors import BadRequest, ContextOverflow, EngineFailure, LlavaError, Overloaded
 from llava_core.images import ImageLoader
@@ -97,9 +95,8 @@ class EchoEngine:
                 param="structured_outputs" if request.sampling.grammar.kind == "regex" else "response_format",
             )
         arrived = self._clock()
-        async with self._slot():
+        async with self._slot(request) as sizes:
             admitted = self._clock()
-            pictures = await self._loader.load(request.images)
             prompt_tokens = self._prompt_tokens(request.messages)
             room = self._info.context_length - prompt_tokens
             if room < 1:
@@ -109,7 +106,7 @@ class EchoEngine:
                     param="messages",
                 )
             most = min(request.sampling.max_tokens or self._limits.max_answer_tokens, room)
-            text, finish = _cut(_reply(request, pictures), most, request.sampling)
+            text, finish = _cut(_reply(request, sizes), most, request.sampling)
             words = split_words(text)
             cached = self._cached_tokens(request, prompt_tokens)
             said = _said(request.begun, words)
@@ -124,7 +121,7 @@ class EchoEngine:
                     await self._sleep(self._delay_s)
                 yield Chunk(text=word, token_ids=(number,))
             self._remember(request, text)
-            usage = Usage(prompt_tokens, len(words), len(pictures) * self._tokens_per_image, cached)
+            usage = Usage(prompt_tokens, len(words), len(sizes) * self._tokens_per_image, cached)
             phases = Phases(arrived, admitted, first, self._clock())
             yield Chunk(finish_reason=finish, usage=usage, phases=phases)
 
@@ -133,14 +130,16 @@ class EchoEngine:
         await self._loader.aclose()
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncGenerator[None]:
-        """One of the running places, after a bounded wait; given back however the answer ends."""
+    async def _slot(self, request: Request) -> AsyncGenerator[list[tuple[int, int]]]:
+        """One of the running places, after a bounded wait in which the pictures are decoded, and their sizes; given
+        back however the answer ends."""
         limits = self._limits
-        if self._slots.locked() and self._waiting >= limits.max_waiting:
+        if self.status().full:
             raise self._overloaded(f"{self._waiting} requests already wait for {self._info.name}")
         self._waiting += 1
         try:
             async with asyncio.timeout(limits.max_wait_s):
+                sizes = [picture.size for picture in await self._loader.load(request.images)]
                 await self._slots.acquire()
         except TimeoutError as cause:
             raise self._overloaded(f"{self._info.name} had no room for {limits.max_wait_s:g} s") from cause
@@ -149,7 +148,7 @@ class EchoEngine:
         self._running += 1
         started = self._clock()
         try:
-            yield
+            yield sizes
         finally:
             self._running -= 1
             self._slots.release()
@@ -188,9 +187,9 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"^\s+|\S+\s*", text)
 
 
-def describe(messages: Sequence[Message], pictures: Sequence[Image.Image]) -> str:
+def describe(messages: Sequence[Message], pictures: Sequence[tuple[int, int]]) -> str:
     """The reply to a chat: its turns, the pictures in each with their sizes, the system prompt, the last words."""
-    sizes = [f"{picture.width}x{picture.height}" for picture in pictures]
+    sizes = [f"{width}x{height}" for width, height in pictures]
     turns = [message for message in messages if message.role != "system"]
     lines = [f"I received {_count(len(turns), 'turn')} and {_count(len(sizes), 'image')}.", ""]
     number = 0
@@ -209,7 +208,7 @@ def describe(messages: Sequence[Message], pictures: Sequence[Image.Image]) -> st
     return "\n".join(lines)
 
 
-def _reply(request: Request, pictures: Sequence[Image.Image]) -> str:
+def _reply(request: Request, pictures: Sequence[tuple[int, int]]) -> str:
     """What is new to say: all of the reply, or where a begun reply is to be continued, the rest of it."""
     if not request.continue_final:
         return describe(request.messages, pictures)

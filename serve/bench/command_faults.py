@@ -28,13 +28,14 @@ def overload(
     word_ms: Annotated[float, typer.Option(min=0.1, help="Milliseconds between them.")] = 20.0,
     images: Annotated[int, typer.Option(min=0, help="Pictures in each request.")] = 0,
     image_size: opt.ImageSize = opt.DEFAULT_SIZE,
+    direct: Annotated[bool, typer.Option("--direct", help="Ask a worker itself, around the controller.")] = False,
     json: opt.JsonFile = None,
 ) -> None:
     """Ask several times as much as echo workers can answer: time of refusals, share of the capacity that is used."""
     check_writable(json)
     head = Head(this_command(), this_machine(), now())
     plan = OverloadPlan(
-        factor, seconds, rounds, running, waiting, words, word_ms, images, parse_size(image_size), workers
+        factor, seconds, rounds, running, waiting, words, word_ms, images, parse_size(image_size), workers, direct
     )
     with Console(stderr=True).status("measuring"):
         report = run(bench_overload(plan, head))

@@ -15,11 +15,13 @@ import aiohttp
 from llava_core.errors import EngineFailure
 from serve.bench.children import running, running_controller, until_listed
 from serve.bench.plan import draw_picture
+from serve.bench.pressure import Pressure
 from serve.bench.records import Spread
 from serve.bench.report import Head
+from serve.credentials import known_token
 
-_ANSWER_S = 60.0
 _PROBE_S = 0.05
+_WATCH_S = 0.01
 _CHAT = "/v1/chat/completions"
 
 
@@ -37,12 +39,15 @@ class OverloadPlan:
     images: int = 0
     image_size: tuple[int, int] = (672, 448)
     workers: int = 1
+    direct: bool = False
+    """To a worker itself, around the controller."""
 
 
 @dataclass(frozen=True)
 class OverloadRound:
     """Times in milliseconds. `goodput` is a share of `capacity`, in whole answers a second; `queue_ms` is what it takes
-    at that pace to answer a full queue; `live_ms` is what a question after the health took meanwhile."""
+    at that pace to answer a full queue; `live_ms` is what a question after the health took meanwhile; `late_ms` is how
+    late the load itself came to its turn, which is in all these times."""
 
     capacity: float
     asked: int
@@ -54,6 +59,7 @@ class OverloadRound:
     first_ms: Spread | None
     queue_ms: float
     live_ms: dict[str, Spread | None]
+    late_ms: Spread | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class OverloadReport:
 
 @dataclass
 class _Tally:
-    """What became of requests; moments are of the loop's clock."""
+    """What became of requests; moments are of the monotonic clock."""
 
     ends: list[float] = field(default_factory=list[float])
     wholes: list[float] = field(default_factory=list[float])
@@ -80,15 +86,22 @@ async def bench_overload(plan: OverloadPlan, head: Head) -> OverloadReport:
     rounds: list[OverloadRound] = []
     for _ in range(plan.rounds):
         async with _topology(plan) as (api, addresses), aiohttp.ClientSession(connector=connector()) as http:
-            rounds.append(await _round(plan, api, addresses, http))
+            pressure = Pressure(api, _CHAT, known_token(addresses["controller"]) if plan.direct else None)
+            try:
+                rounds.append(await _round(plan, pressure, addresses, http))
+            finally:
+                pressure.close()
     return OverloadReport(head, plan, tuple(rounds))
 
 
-async def _round(plan: OverloadPlan, api: str, addresses: dict[str, str], http: aiohttp.ClientSession) -> OverloadRound:
-    bodies = [_body(plan, number) for number in range(16)]
-    capacity, answer_s = await _capacity(plan, api, bodies, http)
-    probes: dict[str, list[float]] = {name: [] for name in addresses}
+async def _round(
+    plan: OverloadPlan, pressure: Pressure, addresses: dict[str, str], http: aiohttp.ClientSession
+) -> OverloadRound:
+    requests = [pressure.prepare(_body(plan, number)) for number in range(16)]
+    capacity, answer_s = await _capacity(plan, pressure, requests)
+    probes, late = {name: list[float]() for name in addresses}, list[float]()
     probing = [asyncio.create_task(_probe(address, probes[name], http)) for name, address in addresses.items()]
+    probing.append(asyncio.create_task(_watch_ourselves(late)))
     tally, tasks = _Tally(), list[asyncio.Task[None]]()
     settle = 2 * answer_s * (1 + plan.waiting / plan.running)
     try:
@@ -96,7 +109,7 @@ async def _round(plan: OverloadPlan, api: str, addresses: dict[str, str], http: 
         step, due = 1 / (plan.factor * capacity), began
         while due < began + settle + plan.seconds:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            tasks.append(asyncio.create_task(_ask(api, bodies[len(tasks) % len(bodies)], http, tally)))
+            tasks.append(asyncio.create_task(_ask(pressure, requests[len(tasks) % len(requests)], tally)))
             due += step
         ended = time.monotonic()
         await asyncio.gather(*tasks)
@@ -115,23 +128,22 @@ async def _round(plan: OverloadPlan, api: str, addresses: dict[str, str], http: 
         first_ms=_ms(tally.firsts),
         queue_ms=1000 * plan.workers * plan.waiting / capacity,
         live_ms={name: _ms(times) for name, times in probes.items()},
+        late_ms=_ms(late),
     )
 
 
-async def _capacity(
-    plan: OverloadPlan, api: str, bodies: list[bytes], http: aiohttp.ClientSession
-) -> tuple[float, float]:
+async def _capacity(plan: OverloadPlan, pressure: Pressure, requests: list[bytes]) -> tuple[float, float]:
     """Answers a second while somebody always waits and nobody is refused, and how long one takes alone."""
     alone = _Tally()
     for _ in range(3):
-        await _ask(api, bodies[0], http, alone)
+        await _ask(pressure, requests[0], alone)
     answer_s = sorted(alone.wholes)[len(alone.wholes) // 2]
     tally = _Tally()
     until = time.monotonic() + max(2.0, plan.seconds / 2, 5 * answer_s)
 
     async def person(number: int) -> None:
         while time.monotonic() < until:
-            await _ask(api, bodies[number % len(bodies)], http, tally)
+            await _ask(pressure, requests[number % len(requests)], tally)
 
     people = plan.workers * (plan.running + (plan.waiting + 1) // 2)
     await asyncio.gather(*(person(number) for number in range(people)))
@@ -144,25 +156,16 @@ async def _capacity(
     return len(counted) / (until - begun), answer_s
 
 
-async def _ask(api: str, body: bytes, http: aiohttp.ClientSession, tally: _Tally) -> None:
-    began = time.monotonic()
-    try:
-        async with http.post(api + _CHAT, data=body, headers={"Content-Type": "application/json"}) as answer:
-            if answer.status in (429, 503):
-                await answer.read()
-                tally.refusals.append(time.monotonic() - began)
-                if "Retry-After" not in answer.headers:
-                    tally.failed += 1
-                return
-            first = await answer.content.readany()
-            tally.firsts.append(time.monotonic() - began)
-            rest = await answer.content.read()
-            if answer.status == 200 and b"[DONE]" in (first + rest)[-64:]:
-                tally.ends.append(time.monotonic())
-                tally.wholes.append(tally.ends[-1] - began)
-            else:
-                tally.failed += 1
-    except (aiohttp.ClientError, TimeoutError):
+async def _ask(pressure: Pressure, request: bytes, tally: _Tally) -> None:
+    answered = await pressure.ask(request)
+    if answered.status in (429, 503):
+        tally.refusals.append(answered.total_s)
+        tally.failed += not answered.retry_after
+    elif answered.status == 200 and b"[DONE]" in answered.tail:
+        tally.firsts.append(answered.first_s)
+        tally.wholes.append(answered.total_s)
+        tally.ends.append(answered.at)
+    else:
         tally.failed += 1
 
 
@@ -173,6 +176,13 @@ async def _probe(address: str, times: list[float], http: aiohttp.ClientSession) 
             await answer.read()
         times.append(time.monotonic() - began)
         await asyncio.sleep(_PROBE_S)
+
+
+async def _watch_ourselves(late: list[float]) -> None:
+    while True:
+        due = time.monotonic() + _WATCH_S
+        await asyncio.sleep(_WATCH_S)
+        late.append(max(0.0, time.monotonic() - due))
 
 
 @asynccontextmanager
@@ -187,7 +197,7 @@ async def _topology(plan: OverloadPlan) -> AsyncIterator[tuple[str, dict[str, st
             worker, _ = await stack.enter_async_context(running("serve.model_worker", (*flags, *room)))
             addresses[f"worker {number + 1}"] = worker
         await until_listed(controller, plan.workers)
-        yield there.api, addresses
+        yield (addresses["worker 1"] if plan.direct else there.api), addresses
 
 
 def _body(plan: OverloadPlan, number: int) -> bytes:

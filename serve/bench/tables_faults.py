@@ -17,9 +17,10 @@ def print_overload(console: Console, report: OverloadReport) -> None:
     print_head(console, report.head)
     plan = report.plan
     pictures = f"{plan.images} pictures of {plan.image_size[0]}x{plan.image_size[1]}" if plan.images else "no pictures"
+    way = "to a worker itself" if plan.direct else "through the controller's /v1"
     what = (
         f"{plan.workers} echo workers, {plan.running} running and {plan.waiting} waiting at each; answers of "
-        f"{plan.words} words, {plan.word_ms:g} ms between them; {pictures}; through the controller's /v1; "
+        f"{plan.words} words, {plan.word_ms:g} ms between them; {pictures}; {way}; "
         f"{plan.factor:g} times the capacity for {plan.seconds:g} s; {plan.rounds} rounds"
     )
     console.print(what, style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -44,6 +45,7 @@ def print_overload(console: Console, report: OverloadReport) -> None:
     row("a full queue, answered in", lambda each: each.queue_ms, " ms")
     for name in report.rounds[0].live_ms:
         row(f"/health/live of {name}, p95", lambda each, name=name: _p95(each.live_ms[name]), " ms")
+    row("late, the load itself, p95", lambda each: _p95(each.late_ms), " ms")
     console.print(table)
 
 

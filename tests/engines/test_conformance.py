@@ -370,6 +370,23 @@ async def test_more_than_the_queue_holds_is_refused_and_told_when_to_return(work
     await assert_usable(engine)
 
 
+async def test_all_places_are_given_out_though_every_picture_is_still_to_be_decoded(workshop: Workshop) -> None:
+    engine = await workshop.engine(limits=EngineLimits(max_running=2, max_waiting=2))
+    answers = await asyncio.gather(*(ask(engine, user(picture(), QUESTION), max_tokens=3) for _ in range(4)))
+    assert all(answer.text for answer in answers)
+    await assert_idle(engine)
+
+
+async def test_a_broken_picture_is_told_of_while_others_have_all_places(workshop: Workshop) -> None:
+    engine = await workshop.engine(limits=EngineLimits(max_running=1, max_waiting=1))
+    first = start(engine, QUESTION, **LONG)
+    await anext(first)
+    await refused(engine, BadImage, user(ImagePart("data:image/png;base64,AAAA"), QUESTION))
+    assert engine.status().running == 1
+    await first.aclose()
+    await assert_usable(engine)
+
+
 async def test_waiting_has_an_end(workshop: Workshop) -> None:
     engine = await workshop.engine(limits=EngineLimits(max_running=1, max_waiting=4, max_wait_s=0.5))
     first = start(engine, QUESTION, **LONG)
