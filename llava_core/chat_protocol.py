@@ -25,6 +25,7 @@ Json = dict[str, Any]
 
 MAX_ANSWERS = 8
 """To one request."""
+MAX_USER_CHARS = 512
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class _Fields(BaseModel):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     n: _Int | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
+    user: Annotated[str, Field(max_length=MAX_USER_CHARS)] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_ids: bool | None = None

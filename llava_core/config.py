@@ -77,7 +77,8 @@ class BatchLimits:
     """Whether greedy answers guess ahead from the chat's own words: "auto" while so few decode that it costs nothing,
     "on" always. The answers stay the same."""
     share_between_owners: bool = False
-    """Whether one person's prefilled prompt may speed up another's; timing could then tell who asked what."""
+    """Whether one person's prefilled prompt and encoded pictures may speed up another's; timing could then tell who
+    asked what."""
     threads: int | None = None
     """Threads of the model on a CPU; the physical cores."""
     prepare_workers: int = 2

@@ -127,7 +127,9 @@ class HttpFrame:
         try:
             async with AsyncExitStack() as held:
                 try:
-                    scope["caller"] = self.gate.admit(scope)
+                    scope["caller"] = caller = self.gate.admit(scope)
+                    if not caller:
+                        scope["address"] = self.quotas.address_of(scope)
                     await held.enter_async_context(self.quotas.place(scope))
                 except LlavaError as error:
                     await error_response(error)(scope, receive, send_framed)

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from limits import RateLimitItem
 from limits.aio.storage import Storage
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
@@ -30,6 +31,10 @@ _IPV6_PREFIX = 64
 """One customer of a provider has at least as much, so that single addresses would limit nobody."""
 _AT_ONCE_RETRY_S = 2.0
 _STEP_BACK_S = 1.0
+_STORAGE_S = 1.0
+"""For the answer of a storage elsewhere; nobody waits longer for being counted."""
+_UNCOUNTED_S = 5.0
+"""Without asking it again once it failed."""
 
 
 class Quotas:
@@ -58,6 +63,7 @@ class Quotas:
         self._windows = MovingWindowRateLimiter(self._storage)
         self._busy: Counter[str] = Counter()
         self._ahead = time.time() - time.monotonic()
+        self._uncounted_until = 0.0
         self.refused = 0
 
     @asynccontextmanager
@@ -83,35 +89,45 @@ class Quotas:
             if not self._busy[who]:
                 del self._busy[who]
 
+    def address_of(self, scope: Scope) -> str:
+        """The caller's, as far as it can be known; of IPv6 the network that one customer has."""
+        return address_of(scope, self._proxies)
+
     def _whose(self, scope: Scope) -> tuple[str, str, Quota]:
         caller = scope.get("caller", "")
         if caller == CONTROL or not self._applies(scope):
             return "", "", _UNLIMITED
         if caller:
             return f"key {caller}", f"the key {caller!r}", self._of_key(caller) or self._key
-        address = address_of(scope, self._proxies)
+        address = self.address_of(scope)
         return f"address {address}", "your address", self._address
 
     async def _take(self, who: str, said: str, quota: Quota) -> None:
-        windows = quota.windows
+        if time.monotonic() < self._uncounted_until:
+            return
         try:
             await self._after_a_step_back()
-            for window in windows:
-                if not await self._windows.test(window, who):
-                    reset = (await self._windows.get_window_stats(window, who)).reset_time
-                    wait = max(1, math.ceil(reset - time.time()))
-                    self.refused += 1
-                    span = window.get_expiry() // window.multiples
-                    name = window.GRANULARITY.name if window.multiples == 1 else f"{window.multiples * span} seconds"
-                    raise Overloaded(
-                        f"{said} may send {_count(window.amount)} per {name}; the next one in {wait} s",
-                        retry_after=wait,
-                    )
-            for window in windows:
-                await self._windows.hit(window, who)
+            # What is refused counts nowhere, so all are asked first; others may still take the last place meanwhile.
+            for ask in (self._windows.test, self._windows.hit):
+                for window in quota.windows:
+                    if not await ask(window, who):
+                        raise await self._refusal(window, who, said)
         except StorageError as error:
             # Better nobody is counted than nobody served.
-            log.warning("rates are not counted: their storage fails (%s)", error.storage_error)
+            self._uncounted_until = time.monotonic() + _UNCOUNTED_S
+            log.warning(
+                "rates are not counted for %.0f s: their storage fails (%r)", _UNCOUNTED_S, error.storage_error
+            )
+
+    async def _refusal(self, window: RateLimitItem, who: str, said: str) -> Overloaded:
+        reset = (await self._windows.get_window_stats(window, who)).reset_time
+        wait = max(1, math.ceil(reset - time.time()))
+        self.refused += 1
+        span = window.get_expiry() // window.multiples
+        name = window.GRANULARITY.name if window.multiples == 1 else f"{window.multiples * span} seconds"
+        return Overloaded(
+            f"{said} may send {_count(window.amount)} per {name}; the next one in {wait} s", retry_after=wait
+        )
 
     async def _after_a_step_back(self) -> None:
         """Rates are counted on the calendar's clock. When that is set back, what was counted lies in the future, where
@@ -142,12 +158,13 @@ def address_of(scope: Scope, proxies: int) -> str:
 def _opened(storage: str) -> Storage:
     options: dict[str, Any] = {"wrap_exceptions": True}
     if storage.startswith("redis"):
-        options["implementation"] = "redispy"
+        options |= {"implementation": "redispy", "socket_timeout": _STORAGE_S, "socket_connect_timeout": _STORAGE_S}
     try:
         opened = storage_from_string(f"async+{storage}", **options)
     except ConfigurationError as error:
-        if "prerequisite" in str(error):
-            raise MissingDependency(f"rates at {storage.partition('@')[0]} need a package: pip install redis") from None
+        if "prerequisite" in str(error) or "minimum version" in str(error):
+            kind = storage.partition("://")[0]
+            raise MissingDependency(f"rates at {kind}:// need a package: pip install redis ({error})") from None
         raise BadRequest(f"{storage!r} is no storage for rates; write redis://HOST:PORT") from None
     assert isinstance(opened, Storage)
     return opened

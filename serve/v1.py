@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from llava_core.chat_protocol import ChatCall, read_call
+from llava_core.chat_protocol import MAX_USER_CHARS, ChatCall, read_call
 from llava_core.config import RequestLimits, ServerLimits
 from llava_core.errors import LlavaError, UnknownModel
 from llava_core.types import Chunk, Request
@@ -109,9 +110,15 @@ def chat_endpoint(
 
 
 def owned(request: Request, http: HttpRequest) -> Request:
-    """What a key's holder calls a user is theirs alone; our own processes say whose request it is."""
+    """What a key's holder calls a user is theirs alone, and so is what somebody without a key does at their address;
+    our own processes say whose request it is."""
     caller = http.scope.get("caller", "")
-    return request if caller in ("", CONTROL) else replace(request, owner=f"{caller}/{request.owner}")
+    if caller == CONTROL:
+        return request
+    owner = f"{caller or http.scope.get('address', '')}/{request.owner}"
+    if len(owner) > MAX_USER_CHARS:
+        owner = hashlib.sha256(owner.encode()).hexdigest()
+    return replace(request, owner=owner)
 
 
 async def read_chat(http: HttpRequest, limits: RequestLimits) -> ChatCall:

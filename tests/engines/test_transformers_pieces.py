@@ -27,13 +27,13 @@ from llava_core.types import ImagePart, Request, Sampling, user
 MIB = 1024 * 1024
 
 
-def prompting(loaded: Checkpoint, *seeds: int) -> Sequence:
+def prompting(loaded: Checkpoint, *seeds: int, owner: str = "") -> Sequence:
     """A request with a picture for each seed, as the engine makes it."""
     images = [Image.frombytes("RGB", (120, 60), random.Random(seed).randbytes(120 * 60 * 3)) for seed in seeds]
     prompt = loaded.prompt((user(*[ImagePart("data:,")] * len(seeds), "Hi"),), images)
     sampling = Sampling(max_tokens=1)
     request = Request("m", (user("x"),), sampling)
-    return Sequence(request, prompt, 1, Draw(sampling, frozenset()), Detokenizer(Tokenizer(BPE())))
+    return Sequence(request, prompt, 1, Draw(sampling, frozenset()), Detokenizer(Tokenizer(BPE())), owner=owner)
 
 
 def fail(sequence: Sequence, error: Exception) -> None:
@@ -134,7 +134,7 @@ def test_an_encoding_that_nobody_waits_for_is_left() -> None:
     second = prompting(loaded, 1)
     while encoder.busy:
         encoder.advance([], [second], tokens=1, hurry=True, failed=fail)
-    assert cache.get(key) is not None, "who waits for the same picture keeps its encoding going"
+    assert cache.get(("", key)) is not None, "who waits for the same picture keeps its encoding going"
     encoder.advance([second], [], tokens=1, hurry=True, failed=fail)
     assert key in second.features
     encoder.advance([prompting(loaded, 3)], [], tokens=1, hurry=True, failed=fail)
@@ -155,6 +155,33 @@ def test_pictures_go_together_unless_somebody_is_answering(monkeypatch: pytest.M
         while not all(sequence.features for sequence in asking):
             encoder.advance(asking, [], tokens=100, hurry=hurry, failed=fail)
         assert sizes == expected
+
+
+@pytest.mark.parametrize("share", [False, True])
+@torch.inference_mode()
+def test_a_picture_that_another_owner_sent_is_encoded_again_unless_owners_share(
+    monkeypatch: pytest.MonkeyPatch, share: bool
+) -> None:
+    loaded = load("llava")
+    pause_between_operations(loaded.model)
+    encode, count = loaded.encode, list[int]()
+    monkeypatch.setattr(loaded, "encode", lambda images: count.append(len(images)) or encode(images))
+    encoder = Encoder(loaded, FeatureCache(MIB), batch=3, share_between_owners=share)
+    done: dict[str, Sequence] = {}
+    for number, owner in enumerate(("ann", "ann", "bob", "bob")):
+        sequence = prompting(loaded, 1, owner=owner)
+        while not sequence.features:
+            encoder.advance([sequence], [], tokens=100, hurry=False, failed=fail)
+        assert sum(count) == (1 if share or number < 2 else 2)
+        done[owner] = sequence
+    (ann,), (bob,) = done["ann"].features.values(), done["bob"].features.values()
+    assert torch.equal(ann, bob)
+    # Side by side as well: nobody notices that somebody else is waiting for the same picture.
+    count.clear()
+    both = [prompting(loaded, 2, owner=owner) for owner in ("ann", "bob")]
+    while not all(sequence.features for sequence in both):
+        encoder.advance(both, [], tokens=100, hurry=False, failed=fail)
+    assert sum(count) == (1 if share else 2)
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,11 +15,12 @@ import pytest
 from starlette.types import Scope
 from typer.testing import CliRunner
 
+from llava_core.chat_protocol import MAX_USER_CHARS
 from llava_core.errors import BadRequest, MissingDependency, Overloaded
 from serve import quotas as quotas_module
 from serve.gate import CONTROL
 from serve.gateway import is_chat
-from serve.key_ring import KeyRing
+from serve.key_ring import MAX_NAME_CHARS, KeyRing
 from serve.keys import app as keys_command
 from serve.protocol import Registration, WorkerStatus
 from serve.quota import Quota
@@ -154,11 +156,9 @@ def test_a_rate_that_is_none_is_refused_where_it_is_written(rate: str):
 def test_a_storage_that_is_none_is_refused_and_a_missing_package_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(BadRequest, match="redis://"):
         Quotas(storage="nonsense://x")
-    try:
-        import redis  # noqa: F401  # pyright: ignore
-    except ImportError:
-        with pytest.raises(MissingDependency, match="pip install redis"):
-            Quotas(storage="redis://localhost:6379")
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(MissingDependency, match="pip install redis"):
+        Quotas(storage="redis://localhost:6379")
 
 
 @asynccontextmanager
@@ -188,6 +188,33 @@ async def test_the_gateway_answers_429_with_the_sentence_and_the_time_to_come_ba
         assert len(engine.asked) == 2
         # Looking is free.
         assert (await http.get("/v1/models")).status_code == 200
+
+
+async def test_callers_without_keys_are_told_apart_by_where_they_are_and_nobody_can_claim_to_be_another():
+    async with guarded(Quotas(proxies=1)) as (http, engine):
+
+        async def ask(user: str, forwarded: str) -> str:
+            body, headers = {**BODY, "user": user}, {"X-Forwarded-For": forwarded}
+            assert (await http.post("/v1/chat/completions", json=body, headers=headers)).status_code == 200
+            return engine.asked[-1].owner
+
+        ann = await ask("me", "2001:db8:1:2:3::1")
+        assert ann == await ask("me", "2001:db8:1:2:ffff::9")
+        others = {await ask("you", "2001:db8:1:2:3::1"), await ask("me", "2001:db8:1:3::1")}
+        others |= {await ask("me", "2001:db8:1:2::, 5.5.5.5"), await ask("2001:db8:1:2::/64/me", "5.5.5.5")}
+        assert len(others | {ann}) == 5
+
+
+async def test_the_longest_key_and_the_longest_user_are_still_a_caller(tmp_path: Path):
+    ring = KeyRing(tmp_path / "keys.json")
+    secret = ring.add("n" * MAX_NAME_CHARS)
+    async with guarded(Quotas(), ring) as (http, engine):
+        for user in ("u" * MAX_USER_CHARS, "v" * MAX_USER_CHARS):
+            answer = await http.post(
+                "/v1/chat/completions", json={**BODY, "user": user}, headers={"Authorization": f"Bearer {secret}"}
+            )
+            assert answer.status_code == 200
+        assert engine.asked[0].owner != engine.asked[1].owner
 
 
 async def test_on_the_page_an_address_has_so_many_answers_and_a_sentence_says_so(tmp_path: Path):

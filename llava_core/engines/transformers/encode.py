@@ -18,29 +18,34 @@ from llava_core.engines.transformers.sequence import Sequence
 log = logging.getLogger(__name__)
 
 Failed = Callable[[Sequence, Exception], None]
-Needed = dict[str, dict[Sequence, PreparedImage]]
-"""By key: who needs it, and as what it was prepared."""
+Named = tuple[str, str]
+"""Whose picture it is and its key. Nobody's picture speeds up another person's, because timing would tell."""
+Needed = dict[Named, dict[Sequence, PreparedImage]]
+"""Who needs it, and as what it was prepared."""
 
 
 @dataclass(frozen=True)
 class _Job:
     """Pictures on their way through the vision tower."""
 
-    images: list[PreparedImage]
+    images: dict[Named, PreparedImage]
     task: Task[list[torch.Tensor]]
 
 
 class Encoder:
     """The vision tower behind the feature cache; belongs to the model's thread."""
 
-    def __init__(self, loaded: LoadedCheckpoint, cache: FeatureCache, *, batch: int) -> None:
+    def __init__(
+        self, loaded: LoadedCheckpoint, cache: FeatureCache, *, batch: int, share_between_owners: bool = False
+    ) -> None:
         """`batch` is how many pictures are encoded at once while no answer waits for its next token."""
         self._loaded = loaded
         self._cache = cache
         self._batch = batch
+        self._share_between_owners = share_between_owners
         self._token_work = token_work(loaded.model)
         self._job: _Job | None = None
-        self._alone: set[str] = set()
+        self._alone: set[Named] = set()
         """Pictures of a batch that failed, to be tried one by one."""
 
     @property
@@ -65,7 +70,7 @@ class Encoder:
             images = self._choose(needed, 1 if hurry else self._batch)
             if not images:
                 return 0
-            self._job = _Job(images, Task(lambda: self._loaded.encode(images)))
+            self._job = _Job(images, Task(lambda: self._loaded.encode(list(images.values()))))
         job, features, failure = self._job, None, None
         try:
             if job.task.advance(tokens * self._token_work):
@@ -77,9 +82,9 @@ class Encoder:
             self._report(job, failure, needed, failed)
         elif features is not None:
             self._job = None
-            for image, rows in zip(job.images, features, strict=True):
-                self._cache.put(image.key, rows)
-                for sequence in needed.get(image.key, ()):
+            for (name, image), rows in zip(job.images.items(), features, strict=True):
+                self._cache.put(name, rows)
+                for sequence in needed.get(name, ()):
                     sequence.features[image.key] = rows
         return math.ceil(job.task.spent / self._token_work)
 
@@ -98,23 +103,28 @@ class Encoder:
                 if placed.start + placed.image.tokens <= sequence.computed:
                     sequence.features.pop(key, None)
                 elif key not in sequence.features:
-                    found = self._cache.get(key)
+                    name = self._name(sequence, key)
+                    found = self._cache.get(name)
                     if found is not None:
                         sequence.features[key] = found
                     else:
-                        needed.setdefault(key, {})[sequence] = placed.image
+                        needed.setdefault(name, {})[sequence] = placed.image
         return needed
 
-    def _choose(self, needed: Needed, most: int) -> list[PreparedImage]:
-        images = [next(iter(users.values())) for users in needed.values()]
-        together = [image for image in images[:most] if image.key not in self._alone]
-        return together or images[:1]
+    def _choose(self, needed: Needed, most: int) -> dict[Named, PreparedImage]:
+        images = [(name, next(iter(users.values()))) for name, users in needed.items()]
+        together = [(name, image) for name, image in images[:most] if name not in self._alone]
+        return dict(together or images[:1])
 
     def _is_wanted(self, job: _Job, needed: Needed, waiting: Iterable[Sequence]) -> bool:
-        keys = {image.key for image in job.images}
-        return not keys.isdisjoint(needed) or any(
-            placed.image.key in keys for sequence in waiting for placed in sequence.prompt.images
+        return not job.images.keys().isdisjoint(needed) or any(
+            self._name(sequence, placed.image.key) in job.images
+            for sequence in waiting
+            for placed in sequence.prompt.images
         )
+
+    def _name(self, sequence: Sequence, key: str) -> Named:
+        return ("" if self._share_between_owners else sequence.owner), key
 
     def _report(
         self,
@@ -125,7 +135,7 @@ class Encoder:
     ) -> None:
         if len(job.images) > 1:
             log.warning("encoding %d pictures at once failed (%s); one by one", len(job.images), error)
-            self._alone.update(image.key for image in job.images)
+            self._alone.update(job.images)
             return
-        for sequence in needed.get(job.images[0].key, ()):
+        for sequence in needed.get(next(iter(job.images)), ()):
             failed(sequence, error)

@@ -93,7 +93,9 @@ class TransformersEngine:
         self._info = replace(loaded.info, inspects=True)
         self._limits = limits or EngineLimits()
         self._batch = batch or BatchLimits()
-        self._pictures = Pictures(ImageLoader(images or ImageLimits()), self._batch.prepared_bytes)
+        shares = self._batch.share_between_owners
+        loader = ImageLoader(images or ImageLimits())
+        self._pictures = Pictures(loader, self._batch.prepared_bytes, share_between_owners=shares)
         self._tokenizer = _pipeline_of(loaded)
         model = loaded.model
         model.eval()
@@ -119,7 +121,7 @@ class TransformersEngine:
             attention,
             loaded.info.context_length,
             loaded.positions,
-            share_between_owners=self._batch.share_between_owners,
+            share_between_owners=shares,
             rejoin=lambda prompt, kept: rejoin(prompt, kept, self._decode),
             is_short=is_short if device.type == "cpu" else lambda: False,
         )
@@ -136,7 +138,7 @@ class TransformersEngine:
         parts = Parts(
             self._runs(step, attention),
             self._store,
-            Encoder(loaded, self._features, batch=_ENCODE_BATCH.get(device.type, 2)),
+            Encoder(loaded, self._features, batch=_ENCODE_BATCH.get(device.type, 2), share_between_owners=shares),
             Sampler(sorted(token for token in forbidden if 0 <= token < self._vocabulary), device),
             facts,
             lambda token: text_of_token(self._tokenizer, token),
@@ -188,7 +190,7 @@ class TransformersEngine:
     async def look(self, request: Request) -> SeenPrompt:
         """The chat as the model reads it, and the tokens of the answer that was begun."""
         self._check(request)
-        taken = await self._pictures.take(request.images)
+        taken = await self._pictures.take(request.images, request.owner)
         answer = request.begun.token_ids if request.begun else ()
 
         def make() -> SeenPrompt:
@@ -281,7 +283,7 @@ class TransformersEngine:
         if grammar is not None:
             begun = request.messages[-1].text if request.continue_final else ""
             constraint = await self._grammars.constraint(grammar, begun=begun)
-        taken = await self._pictures.take(request.images)
+        taken = await self._pictures.take(request.images, request.owner)
 
         def make() -> Sequence:
             prompt = self._loaded.prompt(request.messages, taken.pictures, continue_final=request.continue_final)

@@ -8,24 +8,24 @@ import torch
 
 
 class FeatureCache:
-    """Features by picture key; the key already holds pixels, size and preprocessing."""
+    """Features by whose picture it is and its key, which already holds pixels, size and preprocessing."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
         self.bytes = 0
 
-    def get(self, key: str) -> torch.Tensor | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+    def get(self, name: tuple[str, str]) -> torch.Tensor | None:
+        if name in self._kept:
+            self._kept.move_to_end(name)
+        return self._kept.get(name)
 
-    def put(self, key: str, features: torch.Tensor) -> None:
+    def put(self, name: tuple[str, str], features: torch.Tensor) -> None:
         """Keep it, unless it alone is larger than all that may be kept."""
         size = features.numel() * features.element_size()
-        if key in self._kept or size > self._limit:
+        if name in self._kept or size > self._limit:
             return
-        self._kept[key] = features
+        self._kept[name] = features
         self.bytes += size
         while self.bytes > self._limit:
             _, old = self._kept.popitem(last=False)

@@ -26,20 +26,21 @@ class Taken:
 
 class Pictures:
     """Bounded in bytes, least recently used out first. Only what a request holds in itself is kept: behind another
-    address the picture may change."""
+    address the picture may change. Nobody's pictures speed up another person's, unless owners share."""
 
-    def __init__(self, loader: ImageLoader, limit_bytes: int) -> None:
+    def __init__(self, loader: ImageLoader, limit_bytes: int, *, share_between_owners: bool = False) -> None:
         self._loader = loader
         self._limit = limit_bytes
+        self._share_between_owners = share_between_owners
         self._kept: OrderedDict[bytes, PreparedImage] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    async def take(self, images: Seq[ImagePart]) -> Taken:
+    async def take(self, images: Seq[ImagePart], owner: str) -> Taken:
         """Known pictures as they were prepared, the others decoded. Raises BadImage."""
         if not images:
             return Taken([], [])
-        names = await asyncio.to_thread(_names, images)
+        names = await asyncio.to_thread(_names, images, "" if self._share_between_owners else owner)
         with self._lock:
             known = {place: self._kept[name] for place, name in enumerate(names) if name in self._kept}
             for place in known:
@@ -64,11 +65,11 @@ class Pictures:
         await self._loader.aclose()
 
 
-def _names(images: Seq[ImagePart]) -> list[bytes | None]:
+def _names(images: Seq[ImagePart], owner: str) -> list[bytes | None]:
     """How many pictures a chat has decides how large each is kept and whether it is tiled, so names hold the count."""
-    count = len(images).to_bytes(4, "little")
+    before = f"{len(images)} {len(owner)} {owner} ".encode()
     return [
-        hashlib.sha256(count + image.url.encode()).digest() if image.url[:5].lower() == "data:" else None
+        hashlib.sha256(before + image.url.encode()).digest() if image.url[:5].lower() == "data:" else None
         for image in images
     ]
 
