@@ -287,6 +287,7 @@ def main(
     moderation_model: judging.Model = None,
     moderation_classifier: judging.ByFunction = None,
     moderation_fail_open: judging.FailOpen = None,
+    moderation_hold_answers: judging.HoldAnswers = None,
 ) -> None:
     """Know which workers are alive, send requests to them, and answer /v1 for all of them."""
     if dispatch_method not in POLICIES:
@@ -296,7 +297,9 @@ def main(
     try:
         token, ring = make_token(), KeyRing(keys or keys_file())
         remedy = "make a key with python -m serve.keys add NAME"
-        judge = judging.moderation(moderation_url, moderation_model, moderation_classifier, moderation_fail_open)
+        judge = judging.moderation(
+            moderation_url, moderation_model, moderation_classifier, moderation_fail_open, moderation_hold_answers
+        )
         check_exposure(host, guarded=ring.asks, insecure=insecure, remedy=remedy)
         quotas = Quotas(
             key=Quota(key_rate, key_at_once),

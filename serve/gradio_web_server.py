@@ -66,6 +66,7 @@ def main(
     moderation_model: judging.Model = None,
     moderation_classifier: judging.ByFunction = None,
     moderation_fail_open: judging.FailOpen = None,
+    moderation_hold_answers: judging.HoldAnswers = None,
     model_list_mode: Annotated[
         str, typer.Option(help="once keeps the list found at the start, reload follows the controller.")
     ] = "reload",
@@ -108,7 +109,7 @@ def main(
     client = Client(controller_url)
     try:
         client.moderation = judging.moderation(
-            moderation_url, moderation_model, moderation_classifier, moderation_fail_open
+            moderation_url, moderation_model, moderation_classifier, moderation_fail_open, moderation_hold_answers
         )
         quota = Quota(address_rate, address_at_once)
         quotas = Quotas(address=quota, storage=rate_storage, proxies=trusted_proxies)

@@ -101,6 +101,7 @@ def main(
     moderation_model: judging.Model = None,
     moderation_classifier: judging.ByFunction = None,
     moderation_fail_open: judging.FailOpen = None,
+    moderation_hold_answers: judging.HoldAnswers = None,
     model_list_mode: Annotated[
         str | None, typer.Option(help="once keeps the page's list of models as found, reload follows the controller.")
     ] = None,
@@ -157,6 +158,7 @@ def main(
         "moderation_model": moderation_model,
         "moderation_classifier": moderation_classifier,
         "moderation_fail_open": moderation_fail_open,
+        "moderation_hold_answers": moderation_hold_answers,
         "model_list_mode": model_list_mode,
         "logs": None if logs is None else str(logs.absolute()),
         "login": login,

@@ -96,43 +96,61 @@ class LocalClassifier:
 
 class Moderation:
     """Judges requests on the way in and marks answers on the way out. With `fail_open` a judge that fails lets
-    everything pass. `events` counts what came of it."""
+    everything pass; with `hold_answers` nobody sees an answer before it was judged whole. `events` counts what came of
+    it."""
 
-    def __init__(self, judge: Judge, *, fail_open: bool = False, limits: ModerationLimits | None = None) -> None:
-        self._judge, self._fail_open = judge, fail_open
+    def __init__(
+        self,
+        judge: Judge,
+        *,
+        fail_open: bool = False,
+        hold_answers: bool = False,
+        limits: ModerationLimits | None = None,
+    ) -> None:
+        self._judge, self._fail_open, self._hold_answers = judge, fail_open, hold_answers
         self._limits = limits or ModerationLimits()
         self.events: Counter[str] = Counter()
         # What was found harmless, by hash: the earlier turns of a chat come again with every question.
         self._harmless: OrderedDict[bytes, None] = OrderedDict()
 
     async def stream(self, ask: Ask, request: Request) -> AsyncGenerator[Chunk]:
-        """The answer of `ask`. Raises ContentRefused or ModerationFailed before it is asked."""
+        """The answer of `ask`. Raises ContentRefused or ModerationFailed before it is asked, and where answers are held
+        back, before any of it."""
         found = await self._judged(request.id, [message for message in request.messages if _digest(message)])
         if found:
             self.events["moderation_refused"] += 1
             log.warning("request %s: refused by moderation: %s", request.id, ", ".join(map(ascii, found)))
             raise ContentRefused(f"content refused by the operator's moderation: {', '.join(found)}", param="messages")
-        said: list[str] = []
+        said: list[Chunk] = []
         async with aclosing(cast("_Closable", ask(request))) as chunks:
             async for chunk in chunks:
-                said.append(chunk.text)
+                said.append(chunk)
                 if chunk.finish_reason is not None:
-                    found = await self._judged_answer(request.id, "".join(said))
+                    found = await self._judged_answer(request.id, "".join(each.text for each in said))
                     chunk = replace(chunk, flagged=tuple(found))
+                if not self._hold_answers:
+                    yield chunk
+        if self._hold_answers:
+            for chunk in said:
                 yield chunk
 
     async def aclose(self) -> None:
         await self._judge.aclose()
 
     async def _judged_answer(self, request_id: str, text: str) -> Collection[str]:
-        # The reader has it already, so that a judge who fails now changes nothing.
         try:
             found = await self._ask(request_id, text, ()) if text.strip() else ()
         except ModerationFailed:
+            # Where the reader has it already, a judge who fails now changes nothing.
+            if self._hold_answers and not self._fail_open:
+                raise
             return ()
         if found:
-            self.events["moderation_flagged"] += 1
-            log.warning("request %s: answer flagged by moderation: %s", request_id, ", ".join(map(ascii, found)))
+            what = "withheld" if self._hold_answers else "flagged"
+            self.events[f"moderation_{what}"] += 1
+            log.warning("request %s: answer %s by moderation: %s", request_id, what, ", ".join(map(ascii, found)))
+        if found and self._hold_answers:
+            raise ContentRefused(f"the answer was withheld by the operator's moderation: {', '.join(found)}")
         return found
 
     async def _judged(self, request_id: str, messages: Sequence[Message]) -> Collection[str]:

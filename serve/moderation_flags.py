@@ -31,8 +31,22 @@ FailOpen = Annotated[
     typer.Option("--moderation-fail-open", help="Let everything pass while the judge fails; else nothing passes."),
 ]
 
+HoldAnswers = Annotated[
+    bool | None,
+    typer.Option(
+        "--moderation-hold-answers",
+        help="Show no answer before it was judged whole, and none that is flagged; else flagged ones are marked.",
+    ),
+]
 
-def moderation(url: str | None, model: str | None, function: str | None, fail_open: bool | None) -> Moderation | None:
+
+def moderation(
+    url: str | None,
+    model: str | None,
+    function: str | None,
+    fail_open: bool | None,
+    hold_answers: bool | None,
+) -> Moderation | None:
     """As the flags say; None where they ask for none. Raises BadRequest."""
     judge: Judge
     if url and function:
@@ -45,4 +59,4 @@ def moderation(url: str | None, model: str | None, function: str | None, fail_op
         judge = LocalClassifier(named_classifier(function))
     else:
         return None
-    return Moderation(judge, fail_open=bool(fail_open))
+    return Moderation(judge, fail_open=bool(fail_open), hold_answers=bool(hold_answers))

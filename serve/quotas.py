@@ -115,9 +115,7 @@ class Quotas:
         except StorageError as error:
             # Better nobody is counted than nobody served.
             self._uncounted_until = time.monotonic() + _UNCOUNTED_S
-            log.warning(
-                "rates are not counted for %.0f s: their storage fails (%r)", _UNCOUNTED_S, error.storage_error
-            )
+            log.warning("rates are not counted for %.0f s: their storage fails (%r)", _UNCOUNTED_S, error.storage_error)
 
     async def _refusal(self, window: RateLimitItem, who: str, said: str) -> Overloaded:
         reset = (await self._windows.get_window_stats(window, who)).reset_time

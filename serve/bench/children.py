@@ -23,7 +23,7 @@ READY_S = 600.0
 _END_S = 15.0
 _PROBE_S = 5.0
 _LISTED_S = 20.0
-_ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def free_port() -> int:
@@ -46,7 +46,7 @@ async def running(
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", module, *flags, f"--{kind}host", "127.0.0.1", f"--{kind}port", str(port)),
-            cwd=_ROOT,
+            cwd=ROOT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=said,

@@ -51,6 +51,9 @@ def soak(
     aborted: Annotated[float, typer.Option(min=0, max=1, help="Share that is given up.")] = SoakPlan.aborted,
     bad: Annotated[float, typer.Option(min=0, max=1, help="Share with a broken picture.")] = SoakPlan.bad,
     model_path: opt.ModelPath = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Our engine with a random checkpoint, made for this, in place of echo.")
+    ] = False,
     worker_flag: Annotated[
         list[str] | None, typer.Option(help="One more word for the workers' command line; repeat it for more.")
     ] = None,
@@ -70,6 +73,7 @@ def soak(
         aborted=aborted,
         bad=bad,
         model_path=model_path,
+        tiny=tiny,
         flags=tuple(worker_flag or ()),
         seed=seed,
     )

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import random
 import statistics
-from collections import Counter
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from llava_core.errors import EngineFailure
-from serve.bench.children import running, running_controller, until_listed
+from serve.bench.children import ROOT, running, running_controller, until_listed
 from serve.bench.overload import connector
-from serve.bench.plan import draw_picture
 from serve.bench.report import Head
+from serve.bench.soak_requests import EXPECTED, MODEL, Bodies, ask_once
 from serve.credentials import known_token
 
-_MODEL = "soak"
-_ANSWER_S = 300.0
 _IDLE_S = 60.0
 _SAMPLES = 100
 _SETTLED = 0.1
 """Of a run: caches fill and buffers grow to their size; what comes after it counts."""
+_TINY_FLAGS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--kv-memory", "32MiB")
+"""So little memory for chats that it is full, and taken again and again, long before the end."""
 MOST_GROWTH = {"rss_mib": 12.0, "descriptors": 4.0, "threads": 2.0}
 """From the first quarter's median to the last one's, in 20,000 requests or in 200."""
 
 
 @dataclass(frozen=True)
 class SoakPlan:
-    """`aborted` and `bad` are shares of the requests. Without `model_path` the engine is echo."""
+    """`aborted` and `bad` are shares of the requests. Without `model_path` the engine is echo, unless `tiny` has ours
+    run a random checkpoint that is made for it."""
 
     requests: int = 20_000
     at_once: int = 16
@@ -47,6 +50,7 @@ class SoakPlan:
     words: int = 12
     word_ms: float = 1.0
     model_path: str | None = None
+    tiny: bool = False
     flags: tuple[str, ...] = ()
     seed: int = 0
 
@@ -76,7 +80,8 @@ class Trend:
 @dataclass(frozen=True)
 class SoakReport:
     """`outcomes` by what was asked and what came of it; `slots` are requests that run or wait at the end, which must be
-    none; `unbalanced` are those that came in and of which nobody knows what became."""
+    none; `unbalanced` are those that came in and of which nobody knows what became; `kv_running` is the share of an
+    engine's memory for chats that is still taken by running ones."""
 
     head: Head
     plan: SoakPlan
@@ -85,6 +90,7 @@ class SoakReport:
     unexpected: tuple[str, ...]
     slots: int
     unbalanced: int
+    kv_running: float
     samples: dict[str, tuple[Sample, ...]]
     kind: Literal["soak"] = "soak"
 
@@ -96,6 +102,8 @@ class SoakReport:
         found = [*self.unexpected]
         if self.slots or self.unbalanced:
             found.append(f"{self.slots} requests still run or wait, {self.unbalanced} are unaccounted for")
+        if self.kv_running:
+            found.append(f"{100 * self.kv_running:.2g} % of the memory for chats is still taken by running ones")
         for name, trends in self.trends().items():
             for what, most in MOST_GROWTH.items():
                 if not trends[what].is_flat(most):
@@ -107,7 +115,7 @@ async def bench_soak(plan: SoakPlan, head: Head, told: Callable[[int], None] = l
     """Controller and workers are processes of their own."""
     loop = asyncio.get_running_loop()
     async with _topology(plan) as (api, pids, metrics), aiohttp.ClientSession(connector=connector()) as http:
-        draws, bodies = random.Random(plan.seed), _Bodies(plan)
+        draws, bodies = random.Random(plan.seed), Bodies(plan.words, plan.pictures, plan.aborted, plan.bad)
         outcomes, unexpected = Counter[str](), list[str]()
         samples: dict[str, list[Sample]] = {name: [] for name in pids}
         numbers, done = iter(range(plan.requests)), 0
@@ -117,10 +125,10 @@ async def bench_soak(plan: SoakPlan, head: Head, told: Callable[[int], None] = l
             nonlocal done
             for _ in numbers:
                 kind, body = bodies.draw(draws)
-                outcome = await _ask(api, kind, body, http, draws.randint(0, plan.words))
+                outcome, sentence = await ask_once(api, kind, body, http, draws.randint(0, plan.words))
                 outcomes[f"{kind}: {outcome}"] += 1
-                if outcome not in _EXPECTED[kind] and len(unexpected) < 20:
-                    unexpected.append(f"a request of the kind {kind!r} ended with {outcome!r}")
+                if outcome not in EXPECTED[kind] and len(unexpected) < 20:
+                    unexpected.append(f"a request of the kind {kind!r} ended with {outcome!r}: {sentence}")
                 done += 1
                 told(done)
                 if done % every == 0:
@@ -129,91 +137,31 @@ async def bench_soak(plan: SoakPlan, head: Head, told: Callable[[int], None] = l
 
         await asyncio.gather(*(person() for _ in range(plan.at_once)))
         seconds = loop.time() - began
-        slots, unbalanced = await _until_idle(http, metrics)
+        left = await _until_idle(http, metrics)
     kept = {name: tuple(each) for name, each in samples.items()}
-    return SoakReport(head, plan, seconds, dict(outcomes), tuple(unexpected), slots, unbalanced, kept)
+    return SoakReport(head, plan, seconds, dict(outcomes), tuple(unexpected), *left, kept)
 
 
-_EXPECTED = {"chat": ("ok",), "stream": ("ok",), "picture": ("ok",), "left": ("left", "ok"), "bad picture": ("400",)}
-
-
-class _Bodies:
-    """Requests to choose from; drawing pictures anew for each would measure us."""
-
-    def __init__(self, plan: SoakPlan) -> None:
-        self._plan = plan
-        self._pictures = [draw_picture((64 + 16 * number, 64), f"soak/{number}") for number in range(8)]
-        whole = base64.b64decode(self._pictures[0].partition(",")[2])
-        self._bad = [_data_url(data) for data in (whole[:200], b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(64), b"")]
-
-    def draw(self, draws: random.Random) -> tuple[str, bytes]:
-        plan, chance = self._plan, draws.random()
-        if chance < plan.bad:
-            return "bad picture", self._body(draws, draws.choice(self._bad), stream=draws.random() < 0.5)
-        picture = draws.choice(self._pictures) if draws.random() < plan.pictures else None
-        if chance < plan.bad + plan.aborted:
-            # Long enough that nobody reads it to its end.
-            return "left", self._body(draws, picture, stream=True, max_tokens=300, ignore_eos=True)
-        if picture is not None:
-            return "picture", self._body(draws, picture, stream=draws.random() < 0.5)
-        stream = draws.random() < 0.5
-        return "stream" if stream else "chat", self._body(draws, None, stream=stream)
-
-    def _body(self, draws: random.Random, picture: str | None, *, stream: bool, **more: object) -> bytes:
-        words = " ".join(f"word{draws.randrange(10_000)}" for _ in range(draws.randint(1, 2 * self._plan.words)))
-        content: list[dict[str, Any]] = [{"type": "text", "text": words}]
-        if picture is not None:
-            content.insert(0, {"type": "image_url", "image_url": {"url": picture}})
-        fields = {"max_tokens": draws.randint(1, self._plan.words), "stream": stream, "temperature": 0, **more}
-        if draws.random() < 0.05:
-            fields["n"] = 2
-        messages = [{"role": "user", "content": content}]
-        return json.dumps({"model": _MODEL, "messages": messages, **fields}).encode()
-
-
-async def _ask(api: str, kind: str, body: bytes, http: aiohttp.ClientSession, leave_after: int) -> str:
-    """What came of it; one that is to be left is closed after so many pieces, or before the first."""
-    headers = {"Content-Type": "application/json"}
-    try:
-        async with asyncio.timeout(_ANSWER_S):
-            asking = http.post(f"{api}/v1/chat/completions", data=body, headers=headers)
-            if kind == "left" and leave_after == 0:
-                task = asyncio.ensure_future(asking)
-                await asyncio.sleep(0.002)
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-                return "left"
-            async with asking as answer:
-                if kind == "left":
-                    for _ in range(leave_after):
-                        if not await answer.content.readany():
-                            return "ok"
-                    answer.close()
-                    return "left"
-                text = await answer.read()
-                whole = b"[DONE]" in text or b'"finish_reason"' in text
-                return str(answer.status) if answer.status != 200 else "ok" if whole else "cut short"
-    except (aiohttp.ClientError, TimeoutError) as error:
-        return type(error).__name__
-
-
-async def _until_idle(http: aiohttp.ClientSession, metrics: dict[str, str]) -> tuple[int, int]:
-    """Requests that still run or wait, and those of which nobody knows what became; both are 0 soon."""
+async def _until_idle(http: aiohttp.ClientSession, metrics: dict[str, str]) -> tuple[int, int, float]:
+    """Requests that still run or wait, those of which nobody knows what became, and the share of the engines' memory
+    that running ones take; all are 0 soon."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _IDLE_S
     while True:
         slots = unbalanced = 0
+        kv_running = 0.0
         for url, token in metrics.items():
             async with http.get(url, headers={"Authorization": f"Bearer {token}"}) as answer:
-                found = Counter[str]()
+                found = defaultdict[str, float](float)
                 for family in text_string_to_metric_families(await answer.text()):
-                    found[family.name] += int(
-                        sum(sample.value for sample in family.samples if "_created" not in sample.name)
+                    found[family.name] += sum(
+                        sample.value for sample in family.samples if "_created" not in sample.name
                     )
-                slots += found["vllm:num_requests_running"] + found["vllm:num_requests_waiting"]
-                unbalanced += found["llava:requests_received"] - found["llava:requests_ended"]
-        if not (slots or unbalanced) or loop.time() > deadline:
-            return slots, unbalanced
+                slots += int(found["vllm:num_requests_running"] + found["vllm:num_requests_waiting"])
+                unbalanced += int(found["llava:requests_received"] - found["llava:requests_ended"])
+                kv_running += found["vllm:kv_cache_usage_perc"]
+        if not (slots or unbalanced or kv_running) or loop.time() > deadline:
+            return slots, unbalanced, kv_running
         await asyncio.sleep(0.2)
 
 
@@ -248,11 +196,15 @@ async def _topology(plan: SoakPlan) -> AsyncIterator[tuple[str, dict[str, int], 
         there = await stack.enter_async_context(running_controller())
         controller, pids, token = there.url, {"controller": there.pid}, known_token(there.url) or ""
         metrics = {f"{controller}/metrics": token}
-        flags = ["--model-name", _MODEL, "--controller", controller, "--max-waiting", str(4 * plan.at_once)]
-        if plan.model_path is None:
-            flags += ["--engine", "echo", "--echo-delay", str(plan.word_ms / 1000)]
-        else:
+        flags = ["--model-name", MODEL, "--controller", controller, "--max-waiting", str(4 * plan.at_once)]
+        if plan.tiny:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llava-serve-soak-")))
+            await asyncio.to_thread(_build, folder)
+            flags += ["--model-path", str(folder), *_TINY_FLAGS]
+        elif plan.model_path is not None:
             flags += ["--model-path", plan.model_path]
+        else:
+            flags += ["--engine", "echo", "--echo-delay", str(plan.word_ms / 1000)]
         for number in range(plan.workers):
             worker, pid = await stack.enter_async_context(running("serve.model_worker", (*flags, *plan.flags)))
             pids[f"worker {number + 1}"] = pid
@@ -261,5 +213,9 @@ async def _topology(plan: SoakPlan) -> AsyncIterator[tuple[str, dict[str, int], 
         yield there.api, pids, metrics
 
 
-def _data_url(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
+def _build(folder: Path) -> None:
+    """In a process of its own, so that what asks stays small."""
+    made = (
+        "import sys, pathlib, llava_core.checkpoints.tiny as tiny; tiny.build_tiny('llava', pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", made, str(folder)], cwd=ROOT, check=True, capture_output=True)

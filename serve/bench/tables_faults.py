@@ -65,7 +65,10 @@ def print_soak(console: Console, report: SoakReport) -> None:
                 f"{name}, {names[what]}", f"{trend.first:.1f}", f"{trend.last:.1f}", f"{trend.per_1000:+.2f}", flat
             )
     console.print(table)
-    line = f"{report.slots} requests still run or wait, {report.unbalanced} are unaccounted for"
+    line = (
+        f"{report.slots} requests still run or wait, {report.unbalanced} are unaccounted for, "
+        f"{100 * report.kv_running:g} % of the engines' memory is taken by running ones"
+    )
     for text in (line, *report.problems()):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 

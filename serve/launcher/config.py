@@ -73,6 +73,7 @@ class LaunchConfig(EngineSettings):
     moderation_model: str | None = None
     moderation_classifier: str | None = None
     moderation_fail_open: bool = False
+    moderation_hold_answers: bool = False
     model_list_mode: str | None = None
     engine: str | None = None
     dtype: str | None = None
@@ -232,6 +233,7 @@ _SPECIAL: Mapping[str, type] = {
             "insecure",
             "share_between_owners",
             "moderation_fail_open",
+            "moderation_hold_answers",
         ),
         bool,
     ),

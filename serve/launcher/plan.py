@@ -215,7 +215,11 @@ def _given(config: LaunchConfig, names: Sequence[str]) -> Sequence[str]:
 
 def _moderation_flags(config: LaunchConfig) -> Sequence[str]:
     flags = _given(config, ("moderation_url", "moderation_model", "moderation_classifier"))
-    return [*flags, *(["--moderation-fail-open"] if config.moderation_fail_open else [])]
+    switches = {
+        "--moderation-fail-open": config.moderation_fail_open,
+        "--moderation-hold-answers": config.moderation_hold_answers,
+    }
+    return [*flags, *(flag for flag, wanted in switches.items() if wanted)]
 
 
 def _page_flags(config: LaunchConfig, port: int, control_url: str, logs: Path) -> Sequence[str]:

@@ -29,6 +29,7 @@ from serve.protocol import Registration, WorkerStatus
 from serve.worker_app import create_app as worker_app
 from serve.worker_pool import WorkerPool
 from tests.faults.fake_engine import FakeEngine, answer_to
+from tests.faults.rig import until
 from tests.serve.serving import serving
 
 PICTURE = "data:image/png;base64,Ym9tYg=="
@@ -65,12 +66,18 @@ class FakeModeration:
 
 @asynccontextmanager
 async def moderated(
-    fake: FakeModeration, engine: FakeEngine, *, fail_open: bool = False, judge_s: float = 30
+    fake: FakeModeration,
+    engine: FakeEngine,
+    *,
+    fail_open: bool = False,
+    hold_answers: bool = False,
+    judge_s: float = 30,
 ) -> AsyncIterator[httpx.AsyncClient]:
     pool = WorkerPool()
     async with serving(fake.app()) as judge_url, serving(worker_app(engine)) as worker:
         judge = ModerationServer(f"{judge_url}/v1/moderations", "the-key", "omni")
-        made = Moderation(judge, fail_open=fail_open, limits=ModerationLimits(judge_s=judge_s))
+        limits = ModerationLimits(judge_s=judge_s)
+        made = Moderation(judge, fail_open=fail_open, hold_answers=hold_answers, limits=limits)
         async with (
             serving(controller_app(pool, clock=lambda: 0.0, moderation=made)) as url,
             httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http,
@@ -126,6 +133,35 @@ async def test_an_answer_is_judged_when_it_is_whole_and_marked():
     events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
     assert events[-1]["choices"][0]["moderation"] == marked
     assert 'event="moderation_flagged"} 2.0' in told
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_is_held_back_shows_nothing_of_what_is_flagged(stream: bool):
+    engine = FakeEngine()
+    words = answer_to(Request("m", (user("hello"),))).split()
+    fake = FakeModeration(find=words[3])
+    async with moderated(fake, engine, hold_answers=True) as http:
+        refused = await ask(http, chat(text("hello"), stream=stream))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "ContentRefused")
+        assert "the answer was withheld by the operator's moderation: violence" in refused.text
+        assert not any(word in refused.text for word in words[:5])
+        passed = await ask(http, chat(text("hello"), stream=stream, max_tokens=2))
+        assert passed.status_code == 200
+        assert all(word in passed.text for word in words[:2])
+        told = (await http.get("/metrics")).text
+    assert 'event="moderation_withheld"} 1.0' in told
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+async def test_a_judge_that_fails_at_an_answers_end_has_it_withheld_unless_told_so(fail_open: bool):
+    fake, engine = FakeModeration(), FakeEngine()
+    engine.hold.clear()
+    async with moderated(fake, engine, fail_open=fail_open, hold_answers=True) as http:
+        asking = asyncio.create_task(ask(http, chat(text("hello"))))
+        await until(lambda: engine.running == 1)
+        fake.status, fake.body = 500, "broken"
+        engine.hold.set()
+        assert (await asking).status_code == (200 if fail_open else 503)
 
 
 async def test_earlier_turns_are_judged_once():
@@ -197,7 +233,7 @@ async def test_a_function_of_the_operators_own_judges_as_well():
 
 
 def test_flags_that_make_no_sense_are_refused():
-    assert moderation(None, None, None, None) is None
+    assert moderation(None, None, None, None, None) is None
     for url, function in (
         ("ftp://x", None),
         ("http://x", "a:b"),
@@ -208,7 +244,7 @@ def test_flags_that_make_no_sense_are_refused():
         (None, ":f"),
     ):
         with pytest.raises(BadRequest, match="--moderation"):
-            moderation(url, None, function, None)
+            moderation(url, None, function, None, None)
 
 
 async def test_the_page_shows_and_keeps_what_was_refused_and_what_was_flagged(tmp_path: Path):
