@@ -31,7 +31,7 @@ from serve.http_errors import error_from
 from serve.http_session import HTTP_ERRORS, HttpSession, read_piece
 from serve.moderation import Moderation
 from serve.monitor import Monitor
-from serve.patience import Patience
+from serve.patience import Patience, Silence
 from serve.protocol import ModelCard
 from serve.remote_inspector import RemoteInspector
 from serve.retry_budget import RetryBudget
@@ -203,6 +203,9 @@ class Client:
 
     def _note(self, model: str, address: str, error: LlavaError) -> None:
         """What a failure says about the worker: a refusal shows that it works, a wrong request says nothing."""
+        if isinstance(error.__cause__, Silence):
+            # The controller, from whom this is known, sends nothing there until it is heard of again.
+            return
         if isinstance(error, WorkerLost | WorkerTimeout | EngineFailure):
             unreachable = isinstance(error.__cause__, aiohttp.ClientConnectorError)
             if self._breakers.failed(address, at_once=unreachable):

@@ -13,6 +13,10 @@ from serve.at_once import within
 T = TypeVar("T")
 
 
+class Silence(Exception):
+    """Why a worker was given up: the controller said so."""
+
+
 class Patience:
     """One per stream. A worker that hangs keeps its connections open, so only the controller can tell that it
     is gone; it is asked whenever a step has taken `check_s`."""
@@ -44,7 +48,7 @@ class Patience:
             if self._given_up:
                 raise WorkerLost(
                     "the worker has fallen silent; send the request again", request_id=self._request_id
-                ) from None
+                ) from Silence()
             raise WorkerTimeout(
                 f"the worker sent nothing for {self._loop.time() - self._since:.0f} s; "
                 "send the request again, or a shorter one",

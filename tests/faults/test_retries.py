@@ -11,10 +11,11 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from llava_core.config import BreakerLimits, RetryLimits
+from llava_core.config import BreakerLimits, ClientTimings, RetryLimits, WorkerTimings
 from llava_core.errors import LlavaError, NoWorker, WorkerTimeout
 from llava_core.types import Request, Sampling, user
 from serve.breaker import Breakers
+from serve.protocol import Registration, WorkerStatus
 from serve.retry_budget import RetryBudget
 from tests.faults.fake_engine import FakeEngine, answer_to
 from tests.faults.rig import read, rig, until
@@ -117,6 +118,27 @@ def test_the_budget_is_a_share_of_what_is_asked():
     for _ in range(1000):
         budget.asked()
     assert sum(budget.spend() for _ in range(100)) == 10
+
+
+async def test_a_worker_that_was_silent_is_asked_again_as_soon_as_the_controller_has_heard_of_it():
+    """Otherwise a machine that stands still for moments, as busy ones do, would lose all its workers one by one."""
+    engines = [FakeEngine(), FakeEngine()]
+    status = WorkerStatus(("m",), capacity=100)
+    late = -WorkerTimings().late_s - 0.1
+    async with rig(engines, timings=ClientTimings(connect_s=60, check_s=0.05)) as there:
+        silent, other = there.proxies
+        engines[0].hold.clear()
+        asking = [asyncio.create_task(read(there.client, HELLO)) for _ in range(16)]
+        await until(lambda: engines[0].running >= BreakerLimits().failures)
+        there.pool.register(Registration(silent.url, status), late)
+        readings = await asyncio.gather(*asking)
+        assert [reading.text for reading in readings] == [answer_to(HELLO)] * 16
+        # Now the other one has gone, and the silent one beats again.
+        engines[0].hold.set()
+        there.pool.deregister(other.url)
+        there.pool.register(Registration(silent.url, status), 0)
+        assert (await read(there.client, HELLO)).text == answer_to(HELLO)
+    assert there.client.events["circuit_opened"] == 0
 
 
 async def test_a_worker_that_crashes_again_and_again_costs_hardly_a_request():
