@@ -370,6 +370,13 @@ async def test_more_than_the_queue_holds_is_refused_and_told_when_to_return(work
     await assert_usable(engine)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (3, 3), (1, 99), (99, 1)], ids=str)
+async def test_the_smallest_and_narrowest_pictures_are_seen(engine: Engine, size: tuple[int, int]) -> None:
+    answer = await ask(engine, user(picture(size=size), QUESTION), max_tokens=3)
+    assert answer.usage.image_tokens > 0
+    assert answer.usage.completion_tokens == 3
+
+
 async def test_all_places_are_given_out_though_every_picture_is_still_to_be_decoded(workshop: Workshop) -> None:
     engine = await workshop.engine(limits=EngineLimits(max_running=2, max_waiting=2))
     answers = await asyncio.gather(*(ask(engine, user(picture(), QUESTION), max_tokens=3) for _ in range(4)))

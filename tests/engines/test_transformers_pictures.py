@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from exactness import load
+from PIL import Image
 
 from llava_core.checkpoints.base import PreparedImage
 from llava_core.config import ImageLimits
@@ -26,3 +27,14 @@ async def test_a_picture_that_another_owner_sent_is_prepared_again_unless_owners
             assert isinstance(found, PreparedImage) == known
     finally:
         await pictures.aclose()
+
+
+def test_pictures_of_the_same_bytes_in_another_shape_are_others() -> None:
+    loaded = load("llava")
+    pixels = bytes(range(256)) * 36
+    shapes = [(64, 48), (48, 64), (96, 32), (32, 96), (3072, 1)]
+    keys = {
+        loaded.prompt((user(picture()),), [Image.frombytes("RGB", shape, pixels)]).images[0].image.key
+        for shape in shapes
+    }
+    assert len(keys) == len(shapes)

@@ -33,7 +33,7 @@ from serve.page.room import RoomTimings
 from serve.protocol import Registration, WorkerStatus
 from serve.worker_app import create_app as worker_app
 from serve.worker_pool import WorkerPool
-from tests.engines.contenders import picture
+from tests.engines.contenders import picture, tiny_folder
 from tests.faults.test_continued_engine import engine, tiny
 from tests.serve.serving import serving
 from tests.topology import ROOT
@@ -88,8 +88,13 @@ SPECIAL = [
 ]
 
 
-async def test_special_tokens_in_text_stay_text_through_api_and_engine():
-    async with engine(tiny()) as made, shop(made) as url, httpx.AsyncClient(base_url=url, timeout=120) as http:
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+async def test_special_tokens_in_text_stay_text_through_api_and_engine(family: str):
+    async with (
+        engine(tiny_folder(family)) as made,
+        shop(made) as url,
+        httpx.AsyncClient(base_url=url, timeout=120) as http,
+    ):
 
         async def usage(*parts: str | None) -> dict[str, Any]:
             answer = await http.post(CHAT, json=body(*parts, temperature=0))
@@ -134,6 +139,33 @@ async def test_nobody_elses_chat_is_found_in_the_caches(tmp_path: Path):
                 assert found[0] > 0
             else:
                 assert found == [0, 0, 0]
+
+
+async def test_eight_people_at_once_get_nothing_of_each_others_chats():
+    """What each would get alone is known, so that any other answer has something of somebody else's in it."""
+    people = [f"person-{number}" for number in range(8)]
+    async with engine(tiny()) as made, shop(made) as url, httpx.AsyncClient(base_url=url, timeout=120) as http:
+
+        async def ask(who: str, about: str) -> tuple[str, int]:
+            words = f"{about} keeps " + " ".join(f"{about}-{number}" for number in range(20))
+            asked = body(words, None, max_tokens=8, temperature=0, user=who)
+            said = (await http.post(CHAT, json=asked)).json()
+            return said["choices"][0]["message"]["content"], said["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        # Somebody who has nothing in the caches asks it, each time another.
+        alone = {about: (await ask(f"nobody {about}", about))[0] for about in people}
+        assert len(set(alone.values())) == len(people)
+        for number in range(6):
+            # First everybody's own, then what the neighbour keeps, then that of the next.
+            pairs = [(who, people[(place + number) % 8]) for place, who in enumerate(people)]
+            for (_, about), (said, cached) in zip(
+                pairs, await asyncio.gather(*(ask(*pair) for pair in pairs)), strict=True
+            ):
+                assert said == alone[about]
+                # A new chat of one's own shares no more than its first words with another of one's own.
+                assert cached < 40 if number else cached == 0
+        again = await asyncio.gather(*(ask(who, who) for who in people))
+        assert all(said == alone[who] and cached > 0 for who, (said, cached) in zip(people, again, strict=True))
 
 
 async def test_no_other_browsers_chat_is_found_in_the_caches(tmp_path: Path):
