@@ -13,6 +13,7 @@ from huggingface_hub import save_torch_state_dict
 
 from llava_core.checkpoints import original_weights as named
 from llava_core.checkpoints.converted_tokenizer import converted_tokenizer
+from llava_core.checkpoints.deep_projector import LOADS_ONLY_HERE
 from llava_core.checkpoints.jinja_template import chat_template
 from llava_core.checkpoints.original import IMAGE_WRAP, OriginalParts, load_model, read_original
 from llava_core.checkpoints.original_vision import load_processor
@@ -143,6 +144,8 @@ def _differences(parts: OriginalParts) -> tuple[str, ...]:
         found.append(
             f"answers end at {stop!r}, which is no token: pass stop_strings=[{stop!r}] and tokenizer=… to generate()"
         )
+    if parts.config.projector_depth > 2:
+        found.append(f"its projector has {parts.config.projector_depth} layers. {LOADS_ONLY_HERE}")
     if parts.config.aspect == "anyres":
         found.append(
             "llava-hf rounds when it takes padding off: about one picture size in 20,000 gets a row of tokens more or "

@@ -11,6 +11,7 @@ import torch
 
 from llava_core.checkpoints import files
 from llava_core.checkpoints.base import TokenFacts
+from llava_core.checkpoints.deep_projector import is_deep, with_projector
 from llava_core.checkpoints.hub_vision import FAMILIES, load_vision
 from llava_core.checkpoints.images import ImageSide
 from llava_core.checkpoints.loaded import Checkpoint
@@ -57,7 +58,8 @@ def _know_own_tower(found: Recognised) -> None:
 def empty_model(config: PreTrainedConfig, *, text_only: bool) -> PreTrainedModel:
     """The model without memory for its weights."""
     with torch.device("meta"):
-        return _auto_class(text_only).from_config(config, trust_remote_code=False)
+        deep = _deep_class(config)
+        return deep(config) if deep else _auto_class(text_only).from_config(config, trust_remote_code=False)
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,20 @@ def _auto_class(text_only: bool) -> Any:
     return AutoModelForCausalLM if text_only else AutoModelForImageTextToText
 
 
+def _deep_class(config: Any) -> Any:
+    """The class for a projector that transformers' own has no place for; None where it has."""
+    if not is_deep(config):
+        return None
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    known: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return with_projector(known[type(config)], config)
+
+
 def _load_model(found: Recognised, config: PreTrainedConfig, placement: Placement, text_only: bool) -> PreTrainedModel:
     arguments = placement.load_arguments()
     try:
-        model, report = _auto_class(text_only).from_pretrained(
+        model, report = (_deep_class(config) or _auto_class(text_only)).from_pretrained(
             found.folder,
             config=config,
             trust_remote_code=False,

@@ -9,6 +9,7 @@ import torch
 
 from llava_core.checkpoints import original_weights as named
 from llava_core.checkpoints.base import TokenFacts
+from llava_core.checkpoints.deep_projector import activation_of, with_projector
 from llava_core.checkpoints.loaded import Checkpoint
 from llava_core.checkpoints.lora import merge_adapter
 from llava_core.checkpoints.original_config import OriginalConfig, read_original_config
@@ -66,9 +67,9 @@ class OriginalParts:
     def model_class(self) -> type[PreTrainedModel]:
         from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
-        return (
-            LlavaNextForConditionalGeneration if self.config.merge == "spatial_unpad" else LlavaForConditionalGeneration
-        )
+        anyres = self.config.merge == "spatial_unpad"
+        cls = LlavaNextForConditionalGeneration if anyres else LlavaForConditionalGeneration
+        return with_projector(cls, self.model_config)
 
     @property
     def context_length(self) -> int:
@@ -195,7 +196,7 @@ def _model_config(config: OriginalConfig, vocabulary: Vocabulary) -> PreTrainedC
         "vision_config": config.vision.config,
         "image_token_index": vocabulary.placeholder,
         "image_seq_length": config.tokens_per_tile,
-        "projector_hidden_act": "gelu" if config.projector_depth == 2 else "linear",
+        "projector_hidden_act": activation_of(config.projector_depth),
         "vision_feature_layer": config.select_layer,
         "vision_feature_select_strategy": "full" if config.keeps_class_token else "default",
         "tie_word_embeddings": bool(config.text.tie_word_embeddings),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llava_core.checkpoints import files
 from llava_core.checkpoints.anyres import Grid
+from llava_core.checkpoints.deep_projector import layers_of
 from llava_core.errors import BadCheckpoint
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class OriginalConfig:
     text: PreTrainedConfig
     vision: VisionPart
     projector_depth: int
-    """Linear layers in the projector: 0 (identity), 1 (`linear`) or 2 (`mlp2x_gelu`)."""
+    """Linear layers in the projector: 0 (identity), 1 (`linear`), 2 (`mlp2x_gelu`) or more."""
     select_layer: int
     keeps_class_token: bool
     aspect: Aspect
@@ -135,9 +136,12 @@ def _resolutions(name: str, config: Mapping[str, Any]) -> tuple[tuple[int, int],
 
 
 def _projector_depth(name: str, kind: str) -> int:
-    depth = {"identity": 0, "linear": 1, "mlp2x_gelu": 2}.get(kind)
+    depth = 0 if kind == "identity" else layers_of(kind)
     if depth is None:
-        raise BadCheckpoint(f"{name!r} has a projector of type {kind!r}; supported are linear, mlp2x_gelu and identity")
+        raise BadCheckpoint(
+            f"{name!r} has a projector of type {kind!r}; supported are identity, linear, mlp2x_gelu, mlp3x_gelu and "
+            "so on"
+        )
     return depth
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from llava_core.checkpoints import files
+from llava_core.checkpoints.deep_projector import MOST_LAYERS
 from llava_core.checkpoints.original_config import OriginalConfig
 from llava_core.checkpoints.recognise import Recognised
 from llava_core.checkpoints.weights import read_tensors
@@ -25,8 +26,12 @@ _PROJECTOR = "model.multi_modal_projector."
 # Buffers that older transformers wrote and newer ones compute.
 _COMPUTED = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 _RENAMED = (
-    (re.compile(r"^(?:model\.)?mm_projector\.(?:0\.)?(weight|bias)$"), _PROJECTOR + r"linear_1.\1"),
-    (re.compile(r"^(?:model\.)?mm_projector\.2\.(weight|bias)$"), _PROJECTOR + r"linear_2.\1"),
+    (re.compile(r"^(?:model\.)?mm_projector\.(weight|bias)$"), _PROJECTOR + r"linear_1.\1"),
+    # The original counts the activations between them, too.
+    *(
+        (re.compile(rf"^(?:model\.)?mm_projector\.{2 * layer}\.(weight|bias)$"), rf"{_PROJECTOR}linear_{layer + 1}.\1")
+        for layer in range(MOST_LAYERS)
+    ),
     (re.compile(r"^model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)$"), _TOWER + r"\1"),
     (re.compile(r"^(?:model\.)?image_newline$"), "model.image_newline"),
     (re.compile(r"^lm_head\.weight$"), HEAD),
@@ -144,8 +149,7 @@ def original_name(name: str) -> str:
 
 
 _BACK = (
-    (f"{_PROJECTOR}linear_1.", "model.mm_projector.0."),
-    (f"{_PROJECTOR}linear_2.", "model.mm_projector.2."),
+    *((f"{_PROJECTOR}linear_{layer + 1}.", f"model.mm_projector.{2 * layer}.") for layer in range(MOST_LAYERS)),
     (_TOWER, "model.vision_tower.vision_tower.vision_model."),
     ("model.language_model.", "model."),
 )

@@ -12,6 +12,14 @@ from typing import Any, Literal
 
 import torch
 
+from llava_core.checkpoints.deep_projector import (
+    LOADS_ONLY_HERE,
+    MOST_LAYERS,
+    activation_of,
+    is_deep,
+    layers_of,
+    with_projector,
+)
 from llava_core.checkpoints.jinja_template import chat_template
 from llava_core.checkpoints.placement import DTYPES
 from llava_core.checkpoints.tokens import NOTE_KEY, STOP_KEY
@@ -87,15 +95,14 @@ def build(
 
 
 def _activation(projector: str) -> str:
-    if projector in ("linear", "mlp1x_gelu"):
-        return "linear"
-    if projector == "mlp2x_gelu":
-        return "gelu"
-    raise BadRequest(
-        f"no projector {projector!r} can be built: transformers' and vLLM's LLaVA know two layers (mlp2x_gelu), into "
-        "which one layer (linear) fits as well; a deeper one would load nowhere but here",
-        param="--projector",
-    )
+    layers = layers_of(projector)
+    if layers is None:
+        raise BadRequest(
+            f"there is no projector {projector!r}; take linear, mlp2x_gelu, or mlp3x_gelu and so on up to "
+            f"{MOST_LAYERS} layers, which LLaVA Serve alone loads",
+            param="--projector",
+        )
+    return activation_of(layers)
 
 
 def _load_language(llm: str) -> tuple[Any, Any]:
@@ -175,7 +182,7 @@ def _assemble(
 
     cls = LlavaNextForConditionalGeneration if eye.pinpoints else LlavaForConditionalGeneration
     with torch.device("meta"):
-        model: Any = cls(config)
+        model: Any = with_projector(cls, config)(config)
     inner = model.model
     inner.vision_tower = eye.model
     inner.language_model = language.base_model
@@ -183,8 +190,9 @@ def _assemble(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projector = inner.multi_modal_projector.to_empty(device="cpu").float()
-        for layer in (projector.linear_1, projector.linear_2):
-            layer.reset_parameters()  # torch's own start, as in the original code
+        for layer in projector.children():
+            if isinstance(layer, torch.nn.Linear):
+                layer.reset_parameters()  # torch's own start, as in the original code
         if config.projector_hidden_act == "linear":
             torch.nn.init.eye_(projector.linear_2.weight)
             torch.nn.init.zeros_(projector.linear_2.bias)
@@ -248,10 +256,13 @@ def _facts(eye: Tower, language: Any, projector: str, model: Any, *, template_na
         return f"{sum(weight.numel() for weight in module.parameters()) / 1e6:.1f} M weights"
 
     shape = f"layer {eye.layer}, {eye.strategy}: {eye.rows} rows of {eye.width} a picture"
-    return (
+    facts = [
         ("vision tower", f"{eye.config.model_type}, {size(eye.model)}; {shape}"),
         ("projector", f"{projector}, {size(model.model.multi_modal_projector)}, untrained"),
         ("language model", f"{language.config.model_type}, {size(language)}"),
         ("pictures", eye.pictures),
         ("template", template_name),
-    )
+    ]
+    if is_deep(model.config):
+        facts.append(("loads in", LOADS_ONLY_HERE))
+    return tuple(facts)

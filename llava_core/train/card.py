@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from llava_core.checkpoints.deep_projector import LOADS_ONLY_HERE, layers_of
 from llava_core.train.journal import Journal
 
 _STAGES = {
@@ -32,6 +33,9 @@ def _lines(journal: Journal, plan: Mapping[str, Any], out: Path) -> Iterator[str
     yield f"A LLaVA: a {tower} vision tower, a projector and a {text} language model, in llava-hf format."
     if note := config.get("llava_serve_note"):
         yield f"**{note[0].upper()}{note[1:]}.**"
+    act = str(config.get("projector_hidden_act"))
+    if (layers := layers_of(act) or 0) > 2:
+        yield f"The projector is `{act}`, {layers} layers. {LOADS_ONLY_HERE}."
     yield ""
     yield from ("## Use", "", "```bash", f"./launch.sh --model {out}", "```", "")
     yield from (f"## {_STAGES[plan['stage']]}", "")

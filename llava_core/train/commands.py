@@ -28,7 +28,7 @@ def build(
     tower: Annotated[str, typer.Option(help="Vision tower: CLIP, SigLIP, DINOv2, or another with a row per patch.")],
     llm: Annotated[str, typer.Option(help="Causal language model.")],
     out: Annotated[Path, typer.Option(help="New folder for the checkpoint.")],
-    projector: Annotated[str, typer.Option(help="mlp2x_gelu or linear.")] = "mlp2x_gelu",
+    projector: Annotated[str, typer.Option(help="linear, mlp2x_gelu, or deeper: mlp3x_gelu …")] = "mlp2x_gelu",
     pictures: Annotated[
         str,
         typer.Option(help="own: as the tower's processor; pad: to a square; anyres: tiles; auto: pad, not crop."),

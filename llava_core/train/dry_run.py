@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from llava_core.checkpoints.deep_projector import LOADS_ONLY_HERE, is_deep
 from llava_core.checkpoints.memory import in_words
 from llava_core.train.encode import encode, measure
 from llava_core.train.learn import counts, learning, rates
@@ -44,6 +45,8 @@ def dry_run(settings: Settings, console: Console) -> Rehearsal:
     rate = rates(settings)
     for part, count in counts(stage.model).items():
         table.add_row(f"learns: {part}", f"{count:,} weights at {rate[part]:g}")
+    if is_deep(stage.model.config):
+        table.add_row("loads in", LOADS_ONLY_HERE)
     frozen = sum(weight.numel() for weight in stage.model.parameters() if not weight.requires_grad)
     table.add_row("frozen", f"{frozen:,} weights in {stage.precision.name}")
     table.add_row("samples", f"{len(stage.data.taken):,} with {stage.data.pictures:,} pictures")

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from llava_core.checkpoints.deep_projector import with_projector
+from llava_core.checkpoints.hub import read_config
 from llava_core.checkpoints.placement import DTYPES, Placement
 from llava_core.checkpoints.precision import Quantize
 from llava_core.checkpoints.recognise import Recognised
@@ -70,8 +72,10 @@ def load_model(found: Recognised, settings: Settings, precision: Precision, *, s
         arguments.pop("device_map")
     else:
         arguments["device_map"] = {"": torch.cuda.current_device()}
+    config = read_config(found)
     try:
-        model: Any = cls.from_pretrained(found.folder, trust_remote_code=False, **arguments)
+        made = with_projector(cls, config)
+        model: Any = made.from_pretrained(found.folder, config=config, trust_remote_code=False, **arguments)
     except Exception as cause:
         raise BadCheckpoint(f"the weights of {found.folder.name!r} cannot be loaded: {cause}") from cause
     model.config.use_cache = False

@@ -187,7 +187,11 @@ def test_a_pickle_that_would_run_code_is_refused(copy: Callable[[str], Path], tm
 
 
 CONFIGS: list[tuple[str, dict[str, Any], str]] = [
-    ("llava-v1.5-7b", {"mm_projector_type": "mlp3x_gelu"}, r"'mlp3x_gelu'; supported are linear, mlp2x_gelu"),
+    (
+        "llava-v1.5-7b",
+        {"mm_projector_type": "resnet"},
+        r"'resnet'; supported are identity, linear, mlp2x_gelu",
+    ),
     ("llava-v1.5-7b", {"model_type": "llava_mpt"}, r"'llava_mpt' language model.*supported are llava_llama"),
     ("llava-v1.5-7b", {"s2": True}, "multi-scale S2"),
     ("llava-v1.5-7b", {"mm_resampler_type": "qformer"}, "'qformer' resampler"),

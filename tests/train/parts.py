@@ -73,8 +73,8 @@ def save_llm(folder: Path, *, bos: bool = False, chat: bool = True, tied: bool =
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=2,  # of 32, the smallest that vLLM computes on a CPU
+        num_key_value_heads=1,
         max_position_embeddings=2048,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_core.checkpoints.load import load_checkpoint
 from llava_core.engines.transformers.engine import TransformersEngine
@@ -24,7 +30,7 @@ from llava_core.train.run import train
 from llava_core.train.settings import settle
 from llava_core.types import ImagePart, user
 from tests.engines.exactness import greedy, token_ids
-from tests.topology import Topology, token_header
+from tests.topology import Topology, free_port, token_header
 from tests.train.conftest import Parts
 from tests.train.parts import COLOURS, QUESTION, draw
 
@@ -98,8 +104,6 @@ def test_colours_of_unseen_squares_are_told_far_better_than_blind(trained: Train
 
 async def test_plain_transformers_and_the_engine_answer_alike(trained: Trained) -> None:
     """From the same folder: transformers' own processor and generate, and the engine that the worker runs."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     processor: Any = AutoProcessor.from_pretrained(trained.tuned)
     model: Any = AutoModelForImageTextToText.from_pretrained(trained.tuned, dtype=torch.float32)
     checkpoint = load_checkpoint(trained.tuned, device="cpu", dtype="float32")
@@ -114,21 +118,91 @@ async def test_plain_transformers_and_the_engine_answer_alike(trained: Trained) 
             with torch.inference_mode():
                 out = model.generate(**inputs, max_new_tokens=6, do_sample=False, suppress_tokens=never)
             expected = out[0, inputs["input_ids"].shape[1] :].tolist()
-            shown = io.BytesIO()
-            picture.save(shown, "PNG")
-            asked = user(ImagePart(to_data_url(shown.getvalue())), QUESTION)
+            asked = user(ImagePart(as_url(picture)), QUESTION)
             assert await token_ids(engine, greedy(asked, tokens=6)) == expected
     finally:
         await engine.aclose()
 
 
+VLLM = "LLAVA_SERVE_VLLM"
+"""Names the Python of an environment in which vLLM is installed; it cannot share ours."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get(VLLM), reason=f"{VLLM} names no Python with vLLM")
+def test_vllm_and_plain_transformers_answer_alike(trained: Trained, tmp_path: Path) -> None:
+    """The same greedy ids for the same pictures, and for a question without one."""
+    processor: Any = AutoProcessor.from_pretrained(trained.tuned)
+    model: Any = AutoModelForImageTextToText.from_pretrained(trained.tuned, dtype=torch.float32)
+    never = json.loads((trained.tuned / "generation_config.json").read_text())["suppress_tokens"]
+    pictures = [draw(colour, random.Random(seed)) for seed, colour in enumerate(COLOURS)]
+    with vllm_server(trained.tuned, tmp_path / "vllm.log") as url:
+        for picture in (*pictures, None):
+            shown = [] if picture is None else [picture]
+            turns = [
+                {"role": "user", "content": [*({"type": "image"} for _ in shown), {"type": "text", "text": QUESTION}]}
+            ]
+            text = processor.apply_chat_template(turns, add_generation_prompt=True)
+            inputs = processor(images=shown or None, text=text, return_tensors="pt")
+            with torch.inference_mode():
+                out = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)
+            asked = [{"type": "image_url", "image_url": {"url": as_url(each)}} for each in shown]
+            body = {
+                "model": "trained",
+                "messages": [{"role": "user", "content": [*asked, {"type": "text", "text": QUESTION}]}],
+                "temperature": 0,
+                "max_tokens": 8,
+                "ignore_eos": True,
+                "return_token_ids": True,
+                "logit_bias": {str(token): -100 for token in never},
+            }
+            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status().json()
+            assert len(answer["prompt_token_ids"]) == inputs["input_ids"].shape[1]
+            assert answer["choices"][0]["token_ids"] == out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@contextmanager
+def vllm_server(folder: Path, log: Path) -> Iterator[str]:
+    """vLLM on the CPU with this model; its address."""
+    port = free_port()
+    words = ("--model", str(folder), "--served-model-name", "trained", "--host", "127.0.0.1", "--port", str(port))
+    settings = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
+    with log.open("wb") as told:
+        server = subprocess.Popen(
+            [os.environ[VLLM], "-m", "vllm.entrypoints.openai.api_server", *words, *settings],
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        )
+        try:
+            deadline = time.monotonic() + 300
+            while not is_up(f"http://127.0.0.1:{port}/health"):
+                assert server.poll() is None, log.read_text()[-4000:]
+                assert time.monotonic() < deadline, log.read_text()[-4000:]
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def is_up(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url, timeout=5).status_code == 200
+    return False
+
+
+def as_url(picture: Image.Image) -> str:
+    shown = io.BytesIO()
+    picture.save(shown, "PNG")
+    return to_data_url(shown.getvalue())
+
+
 def test_a_worker_serves_the_finished_folder(trained: Trained, topology: Topology) -> None:
     topology.controller()
     worker = topology.worker("tuned", model_path=trained.tuned, extra=["--device", "cpu", "--dtype", "float32"])
-    shown = io.BytesIO()
-    draw("red", random.Random(5)).save(shown, "PNG")
     content = [
-        {"type": "image_url", "image_url": {"url": to_data_url(shown.getvalue())}},
+        {"type": "image_url", "image_url": {"url": as_url(draw("red", random.Random(5)))}},
         {"type": "text", "text": QUESTION},
     ]
     body = {"model": "tuned", "temperature": 0, "max_tokens": 6, "messages": [{"role": "user", "content": content}]}
