@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_core.builtin.assemble import VARIANTS, WEAK, language_model
+from llava_core.builtin.assemble import VARIANTS, WEAK, WEIGHTS, language_model
 from llava_core.builtin.parts import SERVED, TRAINING, Part, Say
 
 if TYPE_CHECKING:
     from llava_core.builtin.data.sources import Pictures
     from llava_core.eval.builtin import Report
+    from llava_core.eval.footprint import Footprint
 
 CARD = Path(__file__).with_name("CARD.md")
 _WORDS = "SmolLM2 alone"
@@ -52,15 +54,15 @@ def measure(
 
 def table(reports: Sequence[Report]) -> str:
     """Markdown: a row per skill, a column per model, the first model's blind baseline beside it."""
-    from llava_core.eval.questions import SKILLS
+    from llava_core.eval.questions import AIMS, SKILLS
 
     seeing = [report for report in reports if report.scores]
-    heads = ["Skill", "Asked"]
+    heads = ["Skill", "Asked", "Aim"]
     for index, report in enumerate(seeing):
         heads += [report.model, f"{report.model}, blank picture"] if index == 0 else [report.model]
     rows = [heads, ["---"] * len(heads)]
     for skill in [score.skill for score in seeing[0].scores] if seeing else []:
-        row = [f"{skill}: {SKILLS[skill][1]}", ""]
+        row = [f"{skill}: {SKILLS[skill][1]}", "", f"{AIMS[skill]} %" if skill in AIMS else ""]
         for index, report in enumerate(seeing):
             score = next(score for score in report.scores if score.skill == skill)
             row[1] = row[1] or str(score.asked)
@@ -76,8 +78,15 @@ def table(reports: Sequence[Report]) -> str:
     return "\n".join(lines)
 
 
-def card_text(reports: Sequence[Report], *, weak: str = "", trained_on: Sequence[Part] = TRAINING) -> str:
-    """`weak` says in a line what it is bad at, else what the shipped one is."""
+def card_text(
+    reports: Sequence[Report],
+    *,
+    weak: str = "",
+    trained_on: Sequence[Part] = TRAINING,
+    sizes: Mapping[str, Footprint] | None = None,
+    shipped: bool = False,
+) -> str:
+    """`weak` says in a line what it is bad at, else what the shipped one is. `sizes` are what each takes."""
     facts = "\n".join(f"- `{name}`: {words}" for name, words in VARIANTS.items())
     return f"""# The built-in model
 
@@ -89,9 +98,10 @@ def card_text(reports: Sequence[Report], *, weak: str = "", trained_on: Sequence
 {table(reports)}
 
 {_HOW}
+{_compared(reports)}{_SHIPPED if shipped else ""}
 **Weak:** {weak or WEAK.read_text("utf-8").strip()}
 
-## Made of
+{_sizes(sizes)}## Made of
 
 | Part | What | Licence | MB |
 |---|---|---|---|
@@ -112,6 +122,52 @@ def _trained(parts: Sequence[Part]) -> str:
 {_rows(parts)}"""
 
 
+def _compared(reports: Sequence[Report]) -> str:
+    """How sure the figures are, and what the second stage adds to the first."""
+    seeing = [report for report in reports if report.scores]
+    if not seeing:
+        return ""
+    asked = seeing[0].scores[0].asked
+    off = 100 * (0.25 / max(asked, 1)) ** 0.5
+    words = [f"Each figure rests on {asked} questions, so it may be off by {off:.0f} points or so."]
+    by_name = {report.model: report for report in seeing}
+    if set(VARIANTS) <= set(by_name):
+        both, first = (_mean(by_name[name]) for name in VARIANTS)
+        words.append(
+            f"Over all skills {both:.0f} % are right after both stages and {first:.0f} % after the first alone: "
+            "alignment teaches what a picture shows, instruction tuning to answer what is asked. LLaVA's paper has the "
+            "same gap in its ablation, 85.1 against 21.5."
+        )
+    return "\n\n".join(textwrap.fill(each, 120) for each in words) + "\n"
+
+
+def _mean(report: Report) -> float:
+    return 100 * sum(score.share for score in report.scores) / len(report.scores)
+
+
+def _sizes(sizes: Mapping[str, Footprint] | None) -> str:
+    if not sizes:
+        return ""
+    rows = "\n".join(
+        f"| {name} | {size.disk / 1e6:.0f} | "
+        + " | ".join(f"{size.weights[kind] / 1e6:.0f} | {size.process[kind] / 1e6:.0f}" for kind in ("bf16", "nf4"))
+        + " |"
+        for name, size in sizes.items()
+    )
+    ours = sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors"))
+    return f"""## Size
+
+In MB: on disk when put together, the weights in memory at bf16 and at NF4 (`:4bit`), and a whole process with Python
+and torch that has answered one question about a picture. Measured on a CPU. Our own weights, which are all that this
+repository holds, are {ours / 1e6:.0f} MB.
+
+| Model | Disk | bf16 weights | bf16 process | NF4 weights | NF4 process |
+|---|---|---|---|---|---|
+{rows}
+
+"""
+
+
 def _rows(parts: Sequence[Part]) -> str:
     return "\n".join(
         f"| {part.name} {part.version} ({part.index}) | {part.what} | {part.licence} | {part.size / 1e6:.0f} |"
@@ -129,6 +185,16 @@ embeddings of the words that the tower's columns stand for. Then came LLaVA's tw
 _HOW = """Made by `python -m llava_core.eval builtin`: greedy answers, fixed seeds, pictures and words that no training
 has seen. A blank picture is plain gray. "reading" counts when every letter is right; "reference" when the last of three
 turns is right after the model's own first answers.
+"""
+
+_SHIPPED = """
+Training: 1,200 captions; 5,000 chats in 625 of 709 planned steps of 8, the rate nearly at its end; then three rounds
+of practice, 150, 356 and 100 steps of 8, in which what was unsure is asked more often: places, what is beside what,
+counts, names of drawings. Before the second of them the tower was made to say its likeliest name for a drawing aloud,
+however unsure it is: until then no drawing was named. What is missing in names is the tower's share (its likeliest
+name is right for about three unseen drawings in ten), what is missing in counts and references mostly the language
+model's. The adapters of all rounds are shipped as one of rank 46, which keeps 97.9 % of their energy; the figures are
+of what is shipped.
 """
 
 _CLASSIFIER = """The classifier was trained on ImageNet, whose pictures were licensed for research; its class names are

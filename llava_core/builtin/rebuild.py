@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _TAUGHT_LITTLE = (
     "It was taught one thing in a minute, the colour of a single shape, and knows nothing else of pictures."
 )
+_TAUGHT_LESS = "It was taught anew; its figures above say where it is weak."
 
 
 def sources(say: Say, cache: Path | None = None, *, tested: bool = False) -> Any:
@@ -105,7 +106,7 @@ def _measure(folders: Mapping[str, Path], size: Size, out: Path, say: Say) -> No
         card = card_text(reports, weak=_TAUGHT_LITTLE, trained_on=())
     else:
         reports = measure(folders, size.per_skill, say)
-        card = card_text(reports)
+        card = card_text(reports, weak=_TAUGHT_LESS)
     (out / "CARD.md").write_text(card, "utf-8")
     (out / "figures.json").write_text(json.dumps([report.as_json() for report in reports], indent=1) + "\n", "utf-8")
     say(table(reports))

@@ -35,7 +35,7 @@ def builtin(
         list[str] | None,
         typer.Option(help="builtin, builtin-stage1, or a folder in llava-hf format; repeat it. Both by default."),
     ] = None,
-    per_skill: Annotated[int, typer.Option(help="Questions per skill.")] = 100,
+    per_skill: Annotated[int, typer.Option(help="Questions per skill.")] = 60,
     blind: Annotated[bool, typer.Option("--blind/--no-blind", help="Ask all again about a blank picture.")] = True,
     text: Annotated[bool, typer.Option("--text/--no-text", help="Also the 200 questions without a picture.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write all figures and the first wrong answers as JSON.")] = None,
@@ -44,6 +44,7 @@ def builtin(
     """The built-in model's skills, beside the same questions about a blank picture."""
     from llava_core.builtin.assemble import VARIANTS, assembled
     from llava_core.builtin.card import card_text, measure, table
+    from llava_core.eval.footprint import footprint
 
     for name in model or ():
         if name not in VARIANTS and not (Path(name) / "config.json").is_file():
@@ -58,7 +59,9 @@ def builtin(
     if out:
         out.write_text(json.dumps([report.as_json() for report in reports], indent=1) + "\n", "utf-8")
     if card:
-        card.write_text(card_text(reports), "utf-8")
+        _say("what each takes on disk and in memory")
+        sizes = {name: footprint(folder) for name, folder in folders.items()}
+        card.write_text(card_text(reports, sizes=sizes, shipped=set(folders) == set(VARIANTS)), "utf-8")
     print(table(reports))
 
 

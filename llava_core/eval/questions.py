@@ -29,6 +29,17 @@ SKILLS: Mapping[str, tuple[str, str]] = {
     "photo yes/no": ("photo", "yes or no about a photograph"),
 }
 """The kind of picture each skill is asked about, and what it is in words."""
+AIMS: Mapping[str, int] = {
+    "color": 90,
+    "shape": 90,
+    "count": 70,
+    "position": 85,
+    "yes/no": 85,
+    "reference": 75,
+    "reading": 60,
+    "photo": 70,
+}
+"""Per cent that the built-in model is meant to reach at least, where that was laid down."""
 
 
 @dataclass(frozen=True)
