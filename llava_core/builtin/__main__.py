@@ -24,12 +24,14 @@ app = typer.Typer(
 
 @app.command()
 def assemble(
-    variant: Annotated[str, typer.Option(help="builtin, or builtin-stage1.")] = "builtin",
+    variant: Annotated[
+        str, typer.Option(help="builtin, builtin-stage1, or smollm2: the language model alone.")
+    ] = "builtin",
 ) -> None:
     """Put a checkpoint together in the cache, if it is not there yet, and print where it lies."""
-    from llava_core.builtin.assemble import assembled
+    from llava_core.builtin.assemble import BLIND, assembled, language_model
 
-    print(assembled(variant, _say))
+    print(language_model(_say) if variant == BLIND else assembled(variant, _say))
 
 
 @app.command()

@@ -21,6 +21,8 @@ VARIANTS: Mapping[str, str] = {
     "builtin-stage1": "alignment only: the same without instruction tuning, to compare",
 }
 """Names as people see them, and what they are."""
+BLIND = "smollm2"
+"""The language model alone, where nothing can be had that sees."""
 _SOURCES = (
     "assemble.py",
     "anchors.py",

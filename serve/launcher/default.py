@@ -1,4 +1,4 @@
-"""The models that are served when none is named: the built-in ones, else one with random weights, built here."""
+"""The models that are served when none is named: the built-in ones, else what can be had of them, else a random one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from serve.launcher.plan import ROOT
 
 BUILTIN = ("builtin", "builtin-stage1")
 """The better one first; the other is there to be compared with."""
+BLIND = "smollm2"
+"""Their language model alone, served where only the part that sees cannot be had."""
 _BUILD_S = 600.0
 _ASSEMBLE_S = 1800.0
 """Its parts are fetched in it, perhaps over a slow line."""
-_OURS = ("Fetching", "Converting", "Putting")
+_OURS = ("Fetching ", "Converting the ", "Putting ")
 _SOURCES = ROOT / "llava_core" / "checkpoints"
 
 
@@ -40,7 +42,7 @@ def default_models(
             break
         found.append(ModelSpec(path=str(folder), name=name))
     if not found:
-        return (embedded_default(console, build),)
+        return (_blind(console, assemble or _assemble) or embedded_default(console, build),)
     console.print(
         "No --model was given: serving the built-in model, which is small and sees. Serve a larger one with "
         "./launch.sh --model PATH_OR_ID",
@@ -48,6 +50,21 @@ def default_models(
         soft_wrap=True,
     )
     return tuple(found)
+
+
+def _blind(console: Console, assemble: Callable[[str, Console], Path]) -> ModelSpec | None:
+    """The language model alone; None where it cannot be had either, the reason having been said already."""
+    try:
+        folder = assemble(BLIND, console)
+    except EngineFailure:
+        return None
+    console.print(
+        "Serving its language model alone, which answers in words but sees no pictures. Start again when the missing "
+        "part can be fetched, or serve another model with ./launch.sh --model PATH_OR_ID",
+        style="yellow",
+        soft_wrap=True,
+    )
+    return ModelSpec(path=str(folder), name=BLIND)
 
 
 def embedded_default(console: Console, build: Path = ROOT / "build") -> ModelSpec:

@@ -32,6 +32,19 @@ def test_without_its_parts_the_reason_is_said_and_the_random_model_served(tmp_pa
     assert "no connection" in said(console)
 
 
+def test_without_the_part_that_sees_the_language_model_is_served_alone(tmp_path: Path) -> None:
+    def only_words(name: str, _: Console) -> Path:
+        if name != "smollm2":
+            raise EngineFailure("image classifier could not be fetched")
+        return tmp_path / name
+
+    console = Console(file=io.StringIO())
+    models = default.default_models(console, tmp_path, only_words)
+    assert [model.name for model in models] == ["smollm2"]
+    assert "image classifier could not be fetched" in said(console)
+    assert "sees no pictures" in " ".join(said(console).split())
+
+
 def test_one_that_is_missing_does_not_keep_the_other_back(tmp_path: Path) -> None:
     def only_first(name: str, _: Console) -> Path:
         if name != "builtin":
