@@ -102,6 +102,18 @@ class InspectLimits:
 
 
 @dataclass(frozen=True)
+class LiveLimits:
+    """The streams in which browsers read answers as they are made."""
+
+    streams: int = 2000
+    """At one time; a browser tab needs one, however many of its chats are answered."""
+    rooms: int = 100
+    """In one stream."""
+    ping_s: float = 15.0
+    """Between two signs of life while there is nothing to tell."""
+
+
+@dataclass(frozen=True)
 class StatusLimits:
     """How closely the page watches the workers, for all who look together; waits in seconds."""
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ MAX_CONNECTIONS = 1000
 # Shorter than the servers', so that a connection is never used at the moment the other side drops it.
 KEEPALIVE_S = 2.0
 _LARGE_BYTES = 512 * 1024
+_PIECE_BYTES = 128 * 1024
 _LAST_BYTES_S = 0.05
 
 HTTP_ERRORS = (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError)
@@ -42,14 +42,16 @@ class HttpSession:
         limit_s: float | None = None,
     ) -> aiohttp.ClientResponse:
         """The answer's head, its body still to be read; `limit_s` is for both. Close it. Raises HTTP_ERRORS."""
+        large = body is not None and len(body) > _LARGE_BYTES
+        if large:
+            headers = {**(headers or {}), "Content-Length": str(len(body or b""))}
         while True:
             attempt = _Attempt()
             try:
                 return await self._opened().request(
                     method,
                     url,
-                    # Bytes in one piece would be written in one step, in which nothing else goes on.
-                    data=io.BytesIO(body) if body is not None and len(body) > _LARGE_BYTES else body,
+                    data=_pieces(body) if body is not None and large else body,
                     headers=headers,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=limit_s, connect=self._connect_s),
@@ -101,6 +103,13 @@ async def let_go(answer: aiohttp.ClientResponse) -> None:
             async with asyncio.timeout(_LAST_BYTES_S):
                 await answer.content.readany()
     answer.close()
+
+
+async def _pieces(body: bytes) -> AsyncGenerator[memoryview]:
+    """One by one, since in the step in which a piece is written nothing else goes on; and none is copied for it."""
+    whole = memoryview(body)
+    for begin in range(0, len(whole), _PIECE_BYTES):
+        yield whole[begin : begin + _PIECE_BYTES]
 
 
 @dataclass

@@ -171,9 +171,12 @@ class ComparePane extends Pane {
     this.picker.choose(model);
     if (!origin) return;
     this.joining = true;
-    this.follow({ do: "join", from: origin.secret, model, settings: this.parameters(true) });
     const { secret } = this;
-    setTimeout(() => { if (this.secret === secret && this.joining) { this.joining = false; this.view.refresh(); } }, 20000);
+    this.follow({ do: "join", from: origin.secret, model, settings: this.parameters(true) }).then(() => {
+      if (this.secret !== secret || !this.joining) return;
+      this.joining = false;
+      this.view.refresh();
+    });
   }
 
   get running() {
@@ -258,8 +261,8 @@ class ComparePane extends Pane {
   async carry() {
     const fresh = makeSecret();
     const message = { ...this.addressed({ do: "copy", from: this.secret }), room: fresh, place: "chat" };
-    const heard = (await this.server.tell(message).catch(() => null)) ?? { error: "the server of this page cannot be reached" };
-    if (heard.error) return toast(sentence(heard.error), "error");
+    const heard = await live.act(message);
+    if (heard.error) return toast(sentence(heard.error.message), "error");
     const chat = viewOf("chat");
     chat.left = [];
     chat.enter([fresh]);

@@ -6,9 +6,8 @@ LlavaServe.pane = (element, gradio) => new Pane(element.firstElementChild, gradi
 const EMPTY = { born: "", revision: -1, running: false, restorable: false, turns: [] };
 
 class Pane {
-  constructor(root, { trigger, props, server, watch }) {
+  constructor(root, { server }) {
     this.root = root;
-    this.trigger = trigger;
     this.server = server;
     this.side = root.dataset.side;
     this.view = viewOf(root.dataset.view);
@@ -16,7 +15,6 @@ class Pane {
     this.pending = null; // a question that is on its way to the server
     this.build();
     this.view.add(this);
-    watch("value", () => this.take(props.value));
     watchOffer(server, () => { this.picker.update(); this.draw(); this.view.refresh(); });
     whenServerReturns.add(() => this.follow({ do: "open" }));
     this.room = `room-${this.view.name}-${this.side}`;
@@ -79,9 +77,12 @@ class Pane {
     this.view.refresh();
   }
 
-  // What starts an answer, or finds one that is on its way, is streamed back.
-  follow(message) {
-    this.trigger("act", this.addressed(message));
+  // What starts an answer, or finds one that is on its way. Whether the server took it.
+  async follow(message) {
+    const heard = await live.act(this.addressed(message));
+    if (message.do === "open" && heard.unreachable) return false; // asked again when the server returns
+    this.hear(heard);
+    return !heard.error;
   }
 
   addressed(message) {
@@ -89,33 +90,37 @@ class Pane {
   }
 
   async act(message) {
-    const view = await this.fromServer("tell", message);
-    if (view.error) toast(sentence(view.error), "error");
-    else this.take(view);
+    this.hear(await live.act(this.addressed(message)));
   }
 
-  async fromServer(name, message) {
-    const heard = await this.server[name](this.addressed(message)).catch(() => null);
-    return heard ?? { error: "the server of this page cannot be reached" };
+  // What came of a message, or news from the stream.
+  hear(heard) {
+    if (heard.error?.code === "Unauthorized" && heard.error.param === "room") {
+      if (heard.room === this.secret) this.show(makeSecret()); // begun under another owner, whose key this browser has lost
+    } else if (heard.error) toast(sentence(heard.error.message), "error");
+    else if (heard.turns) this.take(heard);
+    else this.grow(heard);
   }
 
   ask(text, pictures, turnId) {
     const model = this.picker.chosen;
     this.pending = { turn: { id: "pending", text, pictures, answers: 1, shown: 0, wordings: 1, wording: 0, answer: waitingAnswer(model) }, replaces: turnId, since: this.data.revision };
     const claims = pictures.map(({ path, name, example }) => (example ? { example, name } : { path, name }));
-    this.follow({ do: turnId ? "edit" : "ask", turn: turnId, text, pictures: claims, model, settings: this.parameters(true) });
+    const taken = this.follow({ do: turnId ? "edit" : "ask", turn: turnId, text, pictures: claims, model, settings: this.parameters(true) });
     stored("tab", `unsent-${this.view.name}`, text || null);
     this.sticky = true;
     this.draw();
     const sent = this.pending;
-    setTimeout(() => this.pending === sent && this.giveBack(text, pictures), 20000);
+    const giveBack = () => this.pending === sent && this.giveBack(text, pictures);
+    setTimeout(() => giveBack() && toast("The page's server did not take the question; it is back in the box.", "error"), 20000);
+    taken.then((well) => well || giveBack());
   }
 
   giveBack(text, pictures) {
     this.pending = null;
     this.draw();
     if (this.view.composer.isEmpty) this.view.composer.load(text, pictures);
-    toast("The page's server did not take the question; it is back in the box.", "error");
+    return true;
   }
 
   retry(turnId) {
@@ -135,7 +140,6 @@ class Pane {
   take(value) {
     // Late news of a chat that was left, or older than what is shown.
     if (!value || value.room !== this.secret) return;
-    if (value.refused) return this.show(makeSecret()); // begun under another owner, whose key this browser has lost
     const anew = value.born !== this.data.born;
     if (!anew && value.revision < this.data.revision) return;
     if (anew && value.turns.length < this.data.turns.length) toast("The server of this page was restarted and has lost this chat.", "error");
@@ -149,7 +153,18 @@ class Pane {
     }
     this.draw();
     this.view.refresh();
+    if (value.running) live.follow(this);
     return undefined;
+  }
+
+  // More of the answer on its way: its blocks from the first that is another one.
+  grow({ born, revision, from, blocks }) {
+    const turn = this.data.turns.at(-1);
+    if (!turn || born !== this.data.born || revision <= this.data.revision) return;
+    this.data.revision = revision;
+    turn.answer.blocks.splice(from, Infinity, ...blocks);
+    this.turns.get(turn.id)?.drawBlocks(turn.answer.blocks);
+    if (this.sticky) this.toEnd();
   }
 
   // A chat that was opened again goes on with the model it was held with.
@@ -230,7 +245,8 @@ class Pane {
 
   async saveAs(kind) {
     const [ending, type] = kind === "json" ? ["json", "application/json"] : ["md", "text/markdown"];
-    const file = await this.fromServer("export", { kind });
+    const heard = await this.server.export(this.addressed({ kind })).catch(() => null);
+    const file = heard ?? { error: "the server of this page cannot be reached" };
     if (file.error) toast(`Not exported: ${file.error}`, "error");
     else saveFile(`chat-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.${ending}`, file.text, type);
   }

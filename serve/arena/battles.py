@@ -11,7 +11,7 @@ import re
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from serve.page.actions import Message, Rooms, read_owner
 from serve.page.feedback import Feedback
 from serve.page.history import owner_of
 from serve.page.models import ModelList
+from serve.page.room import Place
 from serve.page.session import Chat
 from serve.store.battles import Verdict, VotedBattle
 
@@ -113,16 +114,19 @@ class Arena:
             "but not what you ask nor what is answered."
         )
 
-    async def act(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
-        """As `Rooms.act`, with the hidden model in place of whichever the message names."""
+    async def tell(self, message: Message, place: Place = nullcontext) -> dict[str, Any]:
+        """As `Rooms.tell`, with the hidden model in place of whichever the message names."""
         addressed, secret, side = await self._addressed(message)
-        async with aclosing(cast("Any", self.rooms.act(addressed, reader))) as views:
-            async for view in views:
-                yield self._blind(view, secret, side)
+        return self._blind(await self.rooms.tell(addressed, place), secret, side)
 
-    async def tell(self, message: Message) -> dict[str, Any]:
-        addressed, secret, side = await self._addressed(message)
-        return self._blind(await self.rooms.tell(addressed), secret, side)
+    async def follow(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
+        addressed, secret, side = await self._addressed({**message, "do": ""})
+        async with aclosing(cast("Any", self.rooms.follow(addressed, reader))) as views:
+            async for view in views:
+                yield self._blind(view, secret, side) if "turns" in view else view
+
+    def leave(self, reader: str) -> None:
+        self.rooms.leave(reader)
 
     async def export(self, message: Message) -> str:
         secret, _ = _parts(message)

@@ -1,4 +1,4 @@
-"""Chats with a page over the wire that its own script speaks: uploads, Gradio's queue, and its stream of events."""
+"""Chats with a page over the wire that its own script speaks: uploads, messages and streams of events."""
 
 from __future__ import annotations
 
@@ -76,41 +76,42 @@ class _Wire:
 
 
 class OurChat:
-    """As `static/pane.js` does it."""
+    """As `static/live.js` does it."""
 
     def __init__(self, url: str, model: str) -> None:
         self._wire = _Wire.to(url)
         self._model = model
-        self._room, self._owner = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
-        self._number: int | None = None
+        self._chat = {"room": secrets.token_urlsafe(24), "owner": secrets.token_urlsafe(24), "place": "chat"}
 
     async def ask(self, text: str, pictures: Sequence[Path] = ()) -> str:
-        if self._number is None:
-            self._number = await self._wire.dependency("act", 'data-view=\\"chat\\"')
         paths = [await self._wire.upload(path) for path in pictures]
         message = {
             "do": "ask",
-            "room": self._room,
-            "owner": self._owner,
-            "place": "chat",
+            **self._chat,
             "text": text,
             "pictures": [{"path": path, "name": Path(path).name} for path in paths],
             "model": self._model,
             "settings": {"temperature": 0},
         }
-        async for _ in self._wire.run(self._number, [], message):
-            pass
-        return await self._answer()
+        (await self._wire.http.post("/live/act", json=message)).raise_for_status()
+        blocks: list[str] = []
+        async for told in self._follow():
+            if "turns" in told:
+                answer = told["turns"][-1]["answer"]
+                if answer["state"] == "done":
+                    return str(answer["text"])
+                if not told["running"]:
+                    raise EngineFailure(f"the answer is {answer['state']}: {answer.get('notice')}")
+                blocks = answer["blocks"]
+            else:
+                blocks[told["from"] :] = told["blocks"]
+        raise EngineFailure(f"the page's stream ended at {str(blocks)[-200:]!r}")
 
-    async def _answer(self) -> str:
-        """Asked for anew: what streams are differences. `open` shows the chat once."""
-        assert self._number is not None
-        message = {"do": "open", "room": self._room, "owner": self._owner, "place": "chat"}
-        shown = [told async for told in self._wire.run(self._number, [], message)]
-        answer = shown[0][0]["turns"][-1]["answer"]
-        if answer["state"] != "done":
-            raise EngineFailure(f"the answer is {answer['state']}: {answer.get('notice')}")
-        return str(answer["text"])
+    async def _follow(self) -> AsyncIterator[Any]:
+        async with self._wire.http.stream("POST", "/live/follow", json={"rooms": [self._chat]}) as events:
+            async for line in events.aiter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line[6:])
 
     async def aclose(self) -> None:
         await self._wire.http.aclose()

@@ -11,6 +11,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -23,16 +24,14 @@ from serve.page.bring_in import read_chat
 from serve.page.feedback import Feedback
 from serve.page.history import Found, History, owner_of, pictures_of
 from serve.page.pictures import PictureDesk
-from serve.page.room import Room, RoomTimings, Settings
+from serve.page.room import Place, Room, RoomTimings, Settings
 from serve.page.session import Chat, Rating
 from serve.page.source import AnswerSource
 from serve.page.view import Drawer
 
 _SECRET = re.compile(r"[A-Za-z0-9_-]{20,80}")
 _LONGEST_QUESTION = 200_000
-ASKING = ("ask", "edit", "retry", "resume")
-"""What has a model answer."""
-_NEED_PICTURES = ("open", *ASKING)
+_NEED_PICTURES = ("open", "ask", "edit", "retry", "resume")
 
 Message = Mapping[str, Any]
 
@@ -70,18 +69,32 @@ class Rooms:
         self._rooms: OrderedDict[str, _Held] = OrderedDict()
         self._arriving: dict[str, asyncio.Task[Found | None]] = {}
 
-    async def act(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
-        """Do what the message says and show the room while an answer is on its way, until it is there."""
+    async def tell(self, message: Message, place: Place = nullcontext) -> dict[str, Any]:
+        """Do what the message says and show the room as it is then. `place` is taken for an answer that begins."""
         held = await self._held(message)
-        await self._do(held.room, message)
-        async for chat in held.room.follow(reader):
-            yield _view(message, held, chat)
-
-    async def tell(self, message: Message) -> dict[str, Any]:
-        """Do what the message says and show the room once."""
-        held = await self._held(message)
-        await self._do(held.room, message)
+        await self._do(held.room, message, place)
         return _view(message, held, held.room.chat)
+
+    async def follow(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
+        """The room that the message names while an answer is on its way, until it is there: whole at first and when
+        more than the answer's text has changed, else its blocks from the first that is another one."""
+        held = await self._held({**message, "do": ""})
+        room, form, shown = held.room, -1, ()
+        async for chat in room.follow(reader):
+            running = chat.running
+            blocks = held.drawer.blocks(running) if running else ()
+            if running is None or form != room.form:
+                form = room.form
+                yield _view(message, held, chat)
+            else:
+                same = 0
+                for before, now in zip(shown, blocks, strict=False):
+                    if before != now:
+                        break
+                    same += 1
+                grown = {"from": same, "blocks": blocks[same:]}
+                yield {"room": message["room"], "born": room.born, "revision": room.revision, **grown}
+            shown = blocks
 
     async def look(self, message: Message) -> Chat:
         """The chat of the room that the message names."""
@@ -123,7 +136,7 @@ class Rooms:
         return secret in self._rooms and self._rooms[secret].room.is_answering
 
     def leave(self, reader: str) -> None:
-        """The page of this reader is gone, from whichever rooms it looked at."""
+        """This reader is gone, from whichever rooms it looked at."""
         for held in self._rooms.values():
             held.room.leave(reader)
 
@@ -174,20 +187,20 @@ class Rooms:
             if not held.room.is_answering and secret != keep:
                 del self._rooms[secret]
 
-    async def _do(self, room: Room, message: Message) -> None:
+    async def _do(self, room: Room, message: Message, place: Place) -> None:
         match message.get("do"):
             case "open":
                 return
             case "ask" | "edit":
-                await self._question(room, message)
+                await self._question(room, message, place)
             case "retry":
-                await self._retry(room, message)
+                await self._retry(room, message, place)
             case "resume":
-                await room.resume(room.settings)
+                await room.resume(room.settings, place)
             case "join":
                 origin = await self._origin(message)
                 model = str(message.get("model") or "")
-                await room.become(session.join(origin.chat, model), _settings(message))
+                await room.become(session.join(origin.chat, model), _settings(message), place)
             case "copy":
                 origin = await self._origin(message)
                 await room.become(session.settled(origin.chat), origin.settings)
@@ -208,7 +221,7 @@ class Rooms:
             case other:
                 raise BadRequest(f"the page does not know how to {other!r}; reload it")
 
-    async def _question(self, room: Room, message: Message) -> None:
+    async def _question(self, room: Room, message: Message, place: Place) -> None:
         text, model = str(message.get("text") or "").strip(), str(message.get("model") or "")
         try:
             if len(text) > _LONGEST_QUESTION:
@@ -222,9 +235,9 @@ class Rooms:
             room.refuse(error, text[:_LONGEST_QUESTION], (), model)
             return
         if message.get("do") == "edit":
-            await room.edit(str(message.get("turn")), text, pictures, model, settings)
+            await room.edit(str(message.get("turn")), text, pictures, model, settings, place)
         else:
-            await room.ask(text, pictures, model, settings)
+            await room.ask(text, pictures, model, settings, place)
 
     async def _origin(self, message: Message) -> Room:
         """The room `from` which a chat is taken over: only the owner's."""
@@ -232,12 +245,12 @@ class Rooms:
             raise BadRequest("a chat cannot be taken over from itself", param="from")
         return (await self._held({**message, "room": message.get("from"), "do": "open"})).room
 
-    async def _retry(self, room: Room, message: Message) -> None:
+    async def _retry(self, room: Room, message: Message, place: Place) -> None:
         try:
             settings = _settings(message)
         except LlavaError:
             settings = room.settings
-        await room.retry(str(message.get("model") or ""), settings, str(message.get("turn") or ""))
+        await room.retry(str(message.get("model") or ""), settings, str(message.get("turn") or ""), place)
 
     async def _rate(self, room: Room, message: Message) -> None:
         answer = str(message.get("answer"))

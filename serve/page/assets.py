@@ -29,6 +29,7 @@ SCRIPTS = (
     "math.js",
     "models.js",
     "settings.js",
+    "live.js",
     "view.js",
     "turn.js",
     "empty.js",

@@ -32,7 +32,7 @@ class PageContext:
     limits: ImageLimits
     desk: PictureDesk
     readers_at_once: int
-    """How many answers one column of the page streams at the same time; later ones wait their turn."""
+    """How many answers Gradio streams to programs at the same time; later ones wait their turn."""
     embed: bool = False
     quotas: Quotas = field(default_factory=Quotas)
     """What one address may ask for."""

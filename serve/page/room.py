@@ -1,7 +1,8 @@
 """A room holds one conversation and the answer on its way; readers come and go, the answer goes on.
 
-A reader is one open browser page. When the last one has left, an answer still on its way is stopped after a grace,
-so that a page that was only reloaded finds it again and a page that was closed frees the model's slot.
+A reader is one stream to a browser. When the last one has left, or none ever came, an answer still on its way is
+stopped after a grace, so that a page that was only reloaded finds it again and a page that was closed frees the model's
+slot.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -23,6 +24,9 @@ from serve.page.session import Answer, Chat, Figures, Notice, Picture
 from serve.page.source import AnswerSource
 
 log = logging.getLogger(__name__)
+
+Place = Callable[[], AbstractAsyncContextManager[None]]
+"""Around an answer: one of those that whoever asks may have. Raises Overloaded where there is none."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Room:
         self.settings = Settings()
         self._keep = keep
         self.revision = 0
+        self.form = 0
+        """The revision since which nothing has changed but that the answer on its way has more text."""
         self.born = uuid.uuid4().hex
         self._source = source
         self._pictures = pictures
@@ -70,40 +76,48 @@ class Room:
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._answering: asyncio.Task[None] | None = None
-        self._readers: dict[str, int] = {}
+        self._readers: set[str] = set()
         self._leaving: asyncio.TimerHandle | None = None
 
     @property
     def is_answering(self) -> bool:
         return self.chat.running is not None
 
-    async def ask(self, text: str, pictures: tuple[Picture, ...], model: str, settings: Settings) -> None:
-        async with self._lock:
-            await self._halt()
-            self._begin(session.ask(self.chat, text, pictures, model), settings)
-
-    async def retry(self, model: str, settings: Settings, turn_id: str = "") -> None:
-        async with self._lock:
-            await self._halt()
-            self._begin(session.retry(self.chat, model, turn_id), settings)
-
-    async def resume(self, settings: Settings) -> None:
-        async with self._lock:
-            await self._halt()
-            self._begin(session.resume(self.chat), settings)
-
-    async def edit(
-        self, turn_id: str, text: str, pictures: tuple[Picture, ...], model: str, settings: Settings
+    async def ask(
+        self, text: str, pictures: tuple[Picture, ...], model: str, settings: Settings, place: Place = nullcontext
     ) -> None:
         async with self._lock:
             await self._halt()
-            self._begin(session.edit(self.chat, turn_id, text, pictures, model), settings)
+            self._begin(session.ask(self.chat, text, pictures, model), settings, place)
 
-    async def become(self, chat: Chat, settings: Settings) -> None:
+    async def retry(self, model: str, settings: Settings, turn_id: str = "", place: Place = nullcontext) -> None:
+        async with self._lock:
+            await self._halt()
+            self._begin(session.retry(self.chat, model, turn_id), settings, place)
+
+    async def resume(self, settings: Settings, place: Place = nullcontext) -> None:
+        async with self._lock:
+            await self._halt()
+            self._begin(session.resume(self.chat), settings, place)
+
+    async def edit(
+        self,
+        turn_id: str,
+        text: str,
+        pictures: tuple[Picture, ...],
+        model: str,
+        settings: Settings,
+        place: Place = nullcontext,
+    ) -> None:
+        async with self._lock:
+            await self._halt()
+            self._begin(session.edit(self.chat, turn_id, text, pictures, model), settings, place)
+
+    async def become(self, chat: Chat, settings: Settings, place: Place = nullcontext) -> None:
         """Go on with another chat; the answer that waits in it, if one does, is asked for."""
         async with self._lock:
             await self._halt()
-            self._begin(chat, settings)
+            self._begin(chat, settings, place)
 
     async def change(self, to: Callable[[Chat], Chat]) -> None:
         """Any other move: undo, restore. It ends an answer on its way."""
@@ -127,23 +141,23 @@ class Room:
         self._set(session.update(asked, answer, state="failed", notice=session.notice_of(error)))
 
     async def follow(self, reader: str) -> AsyncIterator[Chat]:
-        """The chat now and at every change while an answer is on its way. A reader's later call ends its earlier."""
-        ticket = self._enter(reader)
+        """The chat now and at every change while an answer is on its way; the reader stays until it leaves."""
+        self._enter(reader)
         while True:
             seen, changed, shown_at = self.revision, self._changed, self._clock()
             yield self.chat
-            if self._readers.get(reader) != ticket or (not self.is_answering and self.revision == seen):
-                return
             if self.revision == seen:
+                if not self.is_answering:
+                    return
                 await changed.wait()
-            if self.is_answering:
-                await asyncio.sleep(max(0.0, shown_at + self._timings.update_s - self._clock()))
+            pause = shown_at + self._timings.update_s - self._clock()
+            if pause > 0 and self.is_answering:
+                await asyncio.sleep(pause)
 
     def leave(self, reader: str) -> None:
-        """The page of this reader is gone."""
-        self._readers.pop(reader, None)
-        if not self._readers and self.is_answering and self._leaving is None:
-            self._leaving = asyncio.get_running_loop().call_later(self._timings.grace_s, self._give_up)
+        """This reader is gone."""
+        self._readers.discard(reader)
+        self._wait_for_readers()
 
     def keep_nothing(self) -> None:
         """From now on no state of the chat is kept: it was deleted."""
@@ -154,27 +168,28 @@ class Room:
             self._leaving.cancel()
         await self.stop()
 
-    def _enter(self, reader: str) -> int:
+    def _enter(self, reader: str) -> None:
         if self._leaving:
             self._leaving.cancel()
             self._leaving = None
-        self._readers[reader] = self._readers.get(reader, 0) + 1
-        self._announce()  # so that this reader's earlier call sees its ticket is spent
-        return self._readers[reader]
+        self._readers.add(reader)
+
+    def _wait_for_readers(self) -> None:
+        if not self._readers and self.is_answering and self._leaving is None:
+            self._leaving = asyncio.get_running_loop().call_later(self._timings.grace_s, self._give_up)
 
     def _give_up(self) -> None:
         self._leaving = None
         if not self._readers and self._answering:
             self._answering.cancel()
 
-    def _set(self, chat: Chat) -> None:
+    def _set(self, chat: Chat, *, grown: bool = False) -> None:
         self.chat = chat
         self.revision += 1
+        if not grown:
+            self.form = self.revision
         if self._keep:
             self._keep(chat, self.settings)
-        self._announce()
-
-    def _announce(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -187,30 +202,20 @@ class Room:
         if running:  # cancelled before its first step, or its source does not let go
             self._set(session.update(self.chat, running.id, state="stopped"))
 
-    def _begin(self, chat: Chat, settings: Settings) -> None:
+    def _begin(self, chat: Chat, settings: Settings, place: Place) -> None:
         self.settings = settings
         running = chat.running
         self._set(session.update(chat, running.id, parameters=_parameters(settings)) if running else chat)
         if running:
-            self._answering = asyncio.create_task(self._answer(running, settings))
+            self._answering = asyncio.create_task(self._answer(running, settings, place))
+            self._wait_for_readers()
 
-    async def _answer(self, running: Answer, settings: Settings) -> None:
+    async def _answer(self, running: Answer, settings: Settings, place: Place) -> None:
         progress = _Progress(asked_at=self._clock(), text=running.text)
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         try:
-            urls = await self._pictures.data_urls(session.pictures_sent(self.chat))
-            request = Request(
-                running.model,
-                session.messages(self.chat, urls, settings.system),
-                settings.sampling,
-                continue_final=bool(running.text),
-                owner=self._owner,
-                id=request_id,
-            )
-            async with aclosing(self._chunks(request)) as chunks:
-                async for chunk in chunks:
-                    progress = progress.after(chunk, self._clock())
-                    self._set(session.update(self.chat, running.id, state="streaming", text=progress.text))
+            async with place():
+                await self._stream(running, settings, request_id, progress)
             if progress.finish is None:
                 raise WorkerLost("the answer ended without saying that it was complete; retry", request_id=request_id)
             changes = {"state": "done", "finish_reason": progress.finish.finish_reason}
@@ -224,6 +229,24 @@ class Room:
             log.exception("request %s failed in the page", request_id)
             changes = {"state": "failed", "notice": _unforeseen(request_id)}
         self._set(session.update(self.chat, running.id, text=progress.text, figures=progress.figures, **changes))
+
+    async def _stream(self, running: Answer, settings: Settings, request_id: str, progress: _Progress) -> None:
+        urls = await self._pictures.data_urls(session.pictures_sent(self.chat))
+        request = Request(
+            running.model,
+            session.messages(self.chat, urls, settings.system),
+            settings.sampling,
+            continue_final=bool(running.text),
+            owner=self._owner,
+            id=request_id,
+        )
+        del urls
+        grown = False
+        async with aclosing(self._chunks(request)) as chunks:
+            async for chunk in chunks:
+                progress.take(chunk, self._clock())
+                self._set(session.update(self.chat, running.id, state="streaming", text=progress.text), grown=grown)
+                grown = True
 
     async def _chunks(self, request: Request) -> AsyncGenerator[Chunk]:
         """The answer, as long as was wished or else as the context leaves room for."""
@@ -247,7 +270,7 @@ class _Closable(AsyncIterator[Chunk]):
     async def aclose(self) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Progress:
     """What has come of an answer, and when."""
 
@@ -257,14 +280,14 @@ class _Progress:
     last_at: float | None = None
     finish: Chunk | None = None
 
-    def after(self, chunk: Chunk, now: float) -> _Progress:
-        return replace(
-            self,
-            text=self.text + chunk.text,
-            first_at=now if self.first_at is None and chunk.text else self.first_at,
-            last_at=now if chunk.text else self.last_at,
-            finish=chunk if chunk.finish_reason else self.finish,
-        )
+    def take(self, chunk: Chunk, now: float) -> None:
+        if chunk.text:
+            self.text += chunk.text
+            self.last_at = now
+            if self.first_at is None:
+                self.first_at = now
+        if chunk.finish_reason:
+            self.finish = chunk
 
     @property
     def figures(self) -> Figures | None:

@@ -63,7 +63,7 @@ class Drawer:
             "id": answer.id,
             "model": answer.model,
             "state": answer.state,
-            "blocks": list(self._blocks(answer)),
+            "blocks": list(self.blocks(answer)),
             # The raw text is what the copy button copies; a running answer has no such button yet.
             "text": "" if answer.is_running else answer.text,
             "notice": _notice(answer.notice),
@@ -73,7 +73,8 @@ class Drawer:
             "flagged": answer.flagged,
         }
 
-    def _blocks(self, answer: Answer) -> tuple[str, ...]:
+    def blocks(self, answer: Answer) -> tuple[str, ...]:
+        """The answer's text as HTML; rendered once, however many readers look."""
         text, final, rendered = self._rendered.get(answer.id, ("", False, ()))
         if text == answer.text and final == (not answer.is_running):
             return rendered

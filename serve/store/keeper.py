@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,11 +25,15 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlche
 from llava_core.config import StoreLimits
 from serve.store.conversations import remove_older, save
 from serve.store.database import Database
+from serve.store.growing import grown_texts
 from serve.store.images import keep_image, read_picture, stored_image, sweep_images
+from serve.store.messages import write_texts
 from serve.store.records import KeptChat, KeptMessage, KeptPicture
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Noted = tuple[str, Callable[[], KeptChat]]
+"""A chat's number, and what makes its latest state."""
 _REMEMBERED = 500
 """Chats whose last written state is remembered, so that the next write is only of what changed."""
 
@@ -95,12 +100,12 @@ class Keeper:
     def note(self, chat: str, make: Callable[[], KeptChat]) -> None:
         """Keep the chat in the state that `make` gives; it is called in the keeper's thread, with the latest only."""
         with self._changed:
-            waits = chat in self._unsaved
-            if not waits and len(self._unsaved) >= self._limits.max_unsaved:
+            first = not self._unsaved
+            if chat not in self._unsaved and len(self._unsaved) >= self._limits.max_unsaved:
                 del self._unsaved[next(iter(self._unsaved))]
                 self._state = replace(self._state, given_up=self._state.given_up + 1)
             self._unsaved[chat] = make
-            if not waits:  # else the thread knows already that there is something to do
+            if first:  # else the thread knows already that there is something to do
                 self._changed.notify()
 
     def forget(self, chat: str) -> None:
@@ -163,7 +168,7 @@ class Keeper:
             try:
                 self._open()
                 self._tried.set()
-                for chat, make in chats:
+                for chat, make in self._keep_growing(chats):
                     self._keep(chat, make)
                 self._recovered()
             except (SQLAlchemyError, OSError) as error:
@@ -190,6 +195,28 @@ class Keeper:
         self._database.open()
         self._opened = True
 
+    def _keep_growing(self, chats: Sequence[_Noted]) -> Sequence[_Noted]:
+        """Write those of which only texts have grown, all in one transaction. The others are left."""
+        growing: list[tuple[_Noted, tuple[KeptMessage, ...]]] = []
+        texts: list[tuple[str, str, str]] = []
+        for chat, make in chats:
+            with self._changed:
+                before = self._written.get(chat)
+            with suppress(Exception):  # which is met again, and told, when the chat is kept by itself
+                if before and (grown := grown_texts(before, make().messages, self.hash_of)):
+                    growing.append(((chat, make), grown[0]))
+                    texts += [(chat, *text) for text in grown[1]]
+        if not growing:
+            return chats
+        with self._database.writing() as connection:
+            if not write_texts(connection, texts):  # one was deleted meanwhile
+                return chats
+        for (chat, make), messages in growing:
+            self.remember(chat, messages)
+            self._kept(chat, make)
+        done = {chat for (chat, _), _ in growing}
+        return [noted for noted in chats if noted[0] not in done]
+
     def _keep(self, chat: str, make: Callable[[], KeptChat]) -> None:
         try:
             self._save(make())
@@ -201,6 +228,9 @@ class Keeper:
             raise
         except Exception:
             self._give_up(chat)
+        self._kept(chat, make)
+
+    def _kept(self, chat: str, make: Callable[[], KeptChat]) -> None:
         with self._changed:
             if self._unsaved.get(chat) is make:
                 del self._unsaved[chat]

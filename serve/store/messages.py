@@ -7,12 +7,17 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, select, update
 
 from serve.store.database import upsert
 from serve.store.records import Generation, KeptMessage, KeptPicture
 from serve.store.tables import FEEDBACK, GENERATIONS, MESSAGE_IMAGES, MESSAGES
 
+_NEW_TEXT = (
+    update(MESSAGES)
+    .where(MESSAGES.c.conversation_id == bindparam("of"), MESSAGES.c.key == bindparam("named"))
+    .values(text=bindparam("said"))
+)
 _GENERATION_FIELDS = tuple(Generation.__dataclass_fields__)
 
 
@@ -86,6 +91,12 @@ def write_messages(connection: Connection, conversation: str, messages: Sequence
         connection.execute(
             delete(FEEDBACK).where(FEEDBACK.c.conversation_id == conversation, FEEDBACK.c.message_key.in_(withdrawn))
         )
+
+
+def write_texts(connection: Connection, texts: Sequence[tuple[str, str, str]]) -> bool:
+    """New texts of messages that are there: of each its conversation, its key, the text. False if one is not there."""
+    rows = [{"of": conversation, "named": key, "said": clean(text)} for conversation, key, text in texts]
+    return not rows or connection.execute(_NEW_TEXT, rows).rowcount == len(rows)
 
 
 def remove_messages(connection: Connection, conversation: str, keys: set[str]) -> None:

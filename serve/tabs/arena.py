@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-from gradio.context import Context
 
 from llava_core.errors import LlavaError
 from serve.page.context import PageContext
@@ -21,12 +20,6 @@ def build(context: PageContext) -> None:
             pane(context, "arena", "right", behind=context.arena, script="arenaPane")
         _ballot(context)
         composer(context, "arena", kept=context.arena.promise)
-
-    async def leave(request: gr.Request) -> None:
-        context.arena.rooms.leave(request.session_hash or "")
-
-    if Context.root_block is not None:
-        Context.root_block.unload(leave)
 
 
 def _ballot(context: PageContext) -> gr.HTML:

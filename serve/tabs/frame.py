@@ -20,6 +20,7 @@ from serve.http_protocol import impatient_protocol
 from serve.page.assets import STATIC, head
 from serve.page.context import PageContext
 from serve.page.gate import PageFrame
+from serve.page.live import routes as live_routes
 from serve.page.shared import routes as shared_routes
 from serve.tabs import discover
 from serve.tabs.api import add_endpoints
@@ -46,10 +47,6 @@ def build(context: PageContext) -> gr.Blocks:
                     with gr.Tab(tab.title, id=tab.slug, elem_id=f"ls-tab-{tab.slug}"):
                         tab.build(context)
 
-        async def leave(request: gr.Request) -> None:
-            context.rooms.leave(request.session_hash or "")
-
-        blocks.unload(leave)
         add_endpoints(context)
     return blocks
 
@@ -87,6 +84,7 @@ def launch(
             app_kwargs={
                 "routes": [
                     Route("/health/live", _alive),
+                    *live_routes(context, _is_logged_in),
                     *shared_routes(context.history),
                     *(Mount("/examples", StaticFiles(directory=folder)) for folder in folders),
                 ],
@@ -115,6 +113,15 @@ def _framed_servers(local: bool) -> Generator[None]:
         yield
     finally:
         uvicorn.config.HTTP_PROTOCOLS["auto"] = plain
+
+
+def _is_logged_in(request: Request) -> bool:
+    """Whether Gradio would let the caller in. Its own routes ask the same in a function that is not to be had."""
+    app = request.app
+    if app.auth is None:
+        return True
+    cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return any(app.tokens.get(request.cookies.get(name)) is not None for name in cookies)
 
 
 def _alive(_: Request) -> JSONResponse:

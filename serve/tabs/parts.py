@@ -1,32 +1,27 @@
 """The pieces that tabs are put together from: a pane that shows a conversation, a composer to write in.
 
-Both are `gr.HTML` with a fixed template; the scripts in `static/` draw inside it. What starts an answer comes to
-Python as the event `act`, which streams it; what needs no stream goes through the `server_functions`, which do not
-wait in Gradio's queue, so that Stop gets through however many answers are streaming.
+Both are `gr.HTML` with a fixed template; the scripts in `static/` draw inside it. What is said in a conversation goes
+past Gradio, see `serve/page/live.py`; what else they ask for goes through the `server_functions`, which do not wait in
+Gradio's queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, cast
 
 import gradio as gr
 
 from llava_core.config import StoreLimits
-from llava_core.errors import LlavaError, Unauthorized
+from llava_core.errors import LlavaError
 from serve.page import tending
-from serve.page.actions import ASKING, Message
+from serve.page.actions import Message
 from serve.page.context import PageContext
 from serve.page.models import Offer
 
 
-class Conversations(Protocol):
-    """What stands behind a pane: `Rooms`, or who keeps something of them to itself."""
-
-    def act(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]: ...
-
-    async def tell(self, message: Message) -> dict[str, Any]: ...
+class Exports(Protocol):
+    """Has the conversations of a pane as files."""
 
     async def export(self, message: Message) -> str: ...
 
@@ -36,35 +31,17 @@ def pane(
     view: str,
     side: str = "only",
     *,
-    behind: Conversations | None = None,
+    behind: Exports | None = None,
     script: str = "pane",
 ) -> gr.HTML:
     """A model picker and the conversation with the model. Panes of one `view` share its composer.
 
-    Each has its own listener and its own limit, so that no column waits for another. `behind` stands in the place of
-    the page's rooms, and `script` draws it.
+    `behind` stands in the place of the page's rooms, and `script` draws it.
     """
     behind = behind or context.rooms
 
-    async def act(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[str, Any]]:
-        message = cast("dict[str, Any]", event._data)
-        try:
-            async with place(context, request) if message.get("do") in ASKING else nullcontext():
-                async for shown in behind.act(message, request.session_hash or ""):
-                    yield shown
-        except Unauthorized:
-            yield {"room": message.get("room"), "refused": True}
-        except LlavaError as error:
-            raise gr.Error(error.message, print_exception=False) from error
-
     async def models(_: Any = None) -> dict[str, Any]:
         return {**_offer(await context.models.offer()), "store": context.history.report()}
-
-    async def tell(message: Any) -> dict[str, Any]:
-        try:
-            return await behind.tell(message_of(message))
-        except LlavaError as error:
-            return {"error": error.message}
 
     async def export(message: Any) -> dict[str, str]:
         try:
@@ -72,24 +49,13 @@ def pane(
         except LlavaError as error:
             return {"error": error.message}
 
-    made = gr.HTML(
+    return gr.HTML(
         html_template=f'<div class="ls-pane" data-view="{view}" data-side="{side}"></div>',
-        # Gradio takes the quoted words in here for the events that may be listened to.
-        js_on_load=f"LlavaServe.{script}(element, {{trigger, props, server, watch}}); /* fires 'act' */",
+        js_on_load=f"LlavaServe.{script}(element, {{server}});",
         apply_default_css=False,
         elem_classes=["ls-host", "ls-pane-host", f"ls-side-{side}"],
-        server_functions=[models, tell, export],
+        server_functions=[models, export],
     )
-    made.act(
-        act,
-        outputs=made,
-        concurrency_limit=context.readers_at_once,
-        concurrency_id=f"{view}-{side}",
-        trigger_mode="multiple",
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    return made
 
 
 def place(context: PageContext, request: gr.Request) -> AbstractAsyncContextManager[None]:
