@@ -6,9 +6,11 @@ raises `BadRequest`, so engines never meet NaN temperatures or empty chats.
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from llava_core.errors import BadRequest
@@ -34,6 +36,29 @@ class ImagePart:
     """One picture by URL: a `data:` URL (the usual case) or http(s), which only a worker told to may fetch."""
 
     url: str
+
+
+class ImageFile(ImagePart):
+    """The same for a picture in a file of this machine. Its URL is made when it is asked for and not kept, so that who
+    sends it can do so piece by piece. `size` is in bytes."""
+
+    path: Path
+    mime: str
+    size: int
+
+    def __init__(self, path: Path, mime: str, size: int) -> None:
+        for name, value in (("path", path), ("mime", mime), ("size", size)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def url_head(self) -> str:
+        """What stands in the URL before the data."""
+        return f"data:{self.mime};base64,"
+
+    @property
+    def url(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Raises OSError where the file has gone."""
+        return self.url_head + base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
 Part = TextPart | ImagePart

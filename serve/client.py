@@ -16,9 +16,8 @@ from typing import Self, TypeVar
 
 import aiohttp
 
-from llava_core.chat_protocol import write_call
 from llava_core.config import BreakerLimits, ClientTimings, RetryLimits
-from llava_core.errors import EngineFailure, LlavaError, NoWorker, Overloaded, WorkerLost, WorkerTimeout
+from llava_core.errors import BadImage, EngineFailure, LlavaError, NoWorker, Overloaded, WorkerLost, WorkerTimeout
 from llava_core.types import Chunk, Request
 from serve import tracing
 from serve.answer_stream import read_answer
@@ -34,6 +33,7 @@ from serve.monitor import Monitor
 from serve.patience import Patience, Silence
 from serve.protocol import ModelCard
 from serve.remote_inspector import RemoteInspector
+from serve.request_body import RequestBody, request_body
 from serve.retry_budget import RetryBudget
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_ERROR_BYTES = 64 * 1024
-LARGE_CHARS = 512 * 1024
 _MOST_REMEMBERED = 16
 
 
@@ -100,7 +99,7 @@ class Client:
         self._budget.asked()
         span = tracing.Span("ask", parent=request.trace, kind="client", attributes=tracing.about(request))
         request = replace(request, trace=span.traceparent)
-        progress, wanted, body = Progress(request), request, await _body(request)
+        progress, wanted, body = Progress(request), request, await request_body(request)
         failed: list[str] = []
         last: LlavaError | None = None
         begun, attempts, continuations = False, 1, 0
@@ -143,7 +142,7 @@ class Client:
                     if continuations > self._timings.continuations:
                         raise last
                     wanted = progress.rest(last)
-                    body = await _body(wanted)
+                    body = await request_body(wanted)
                     deadline = asyncio.get_running_loop().time() + self._timings.between_tokens_s
                     log.warning("request %s: %s was lost in mid-answer; another goes on", request.id, address)
                     continue
@@ -216,7 +215,9 @@ class Client:
             if isinstance(error, Overloaded):
                 self._breakers.refused(model, address, _again(error))
 
-    async def _stream_from(self, address: str, request: Request, body: bytes, deadline: float) -> AsyncGenerator[Chunk]:
+    async def _stream_from(
+        self, address: str, request: Request, body: bytes | RequestBody, deadline: float
+    ) -> AsyncGenerator[Chunk]:
         loop = asyncio.get_running_loop()
         begun = False
         patience = Patience(
@@ -249,6 +250,8 @@ class Client:
                 finally:
                     answer.close()
         except HTTP_ERRORS as cause:
+            if isinstance(cause.__cause__, BadImage):  # the request could not be written to its end
+                raise cause.__cause__ from None
             log.info("request %s: lost %s: %r", request.id, address, cause)
             raise WorkerLost("the worker went away; send the request again", request_id=request.id) from cause
 
@@ -256,13 +259,6 @@ class Client:
 def _again(said: Overloaded) -> Overloaded:
     """The same, for somebody else to raise."""
     return Overloaded(said.message, param=said.param, retry_after=said.retry_after)
-
-
-async def _body(request: Request) -> bytes:
-    """Megabytes of pictures are written in a thread, so that other streams go on meanwhile."""
-    if sum(len(image.url) for image in request.images) < LARGE_CHARS:
-        return write_call(request)
-    return await asyncio.to_thread(write_call, request)
 
 
 async def _error(answer: aiohttp.ClientResponse) -> LlavaError:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import aiohttp
 
+from serve.request_body import RequestBody
+
 MAX_CONNECTIONS = 1000
 # Shorter than the servers', so that a connection is never used at the moment the other side drops it.
 KEEPALIVE_S = 2.0
 _LARGE_BYTES = 512 * 1024
-_PIECE_BYTES = 128 * 1024
 _LAST_BYTES_S = 0.05
 
 HTTP_ERRORS = (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError)
@@ -36,22 +37,23 @@ class HttpSession:
         self,
         method: str,
         url: str,
-        body: bytes | None = None,
+        body: bytes | RequestBody | None = None,
         headers: Mapping[str, str] | None = None,
         *,
         limit_s: float | None = None,
     ) -> aiohttp.ClientResponse:
         """The answer's head, its body still to be read; `limit_s` is for both. Close it. Raises HTTP_ERRORS."""
-        large = body is not None and len(body) > _LARGE_BYTES
-        if large:
-            headers = {**(headers or {}), "Content-Length": str(len(body or b""))}
+        if isinstance(body, bytes) and len(body) > _LARGE_BYTES:
+            body = RequestBody((body,))
+        if isinstance(body, RequestBody):
+            headers = {**(headers or {}), "Content-Length": str(body.size)}
         while True:
             attempt = _Attempt()
             try:
                 return await self._opened().request(
                     method,
                     url,
-                    data=_pieces(body) if body is not None and large else body,
+                    data=body.pieces() if isinstance(body, RequestBody) else body,
                     headers=headers,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=limit_s, connect=self._connect_s),
@@ -103,13 +105,6 @@ async def let_go(answer: aiohttp.ClientResponse) -> None:
             async with asyncio.timeout(_LAST_BYTES_S):
                 await answer.content.readany()
     answer.close()
-
-
-async def _pieces(body: bytes) -> AsyncGenerator[memoryview]:
-    """One by one, since in the step in which a piece is written nothing else goes on; and none is copied for it."""
-    whole = memoryview(body)
-    for begin in range(0, len(whole), _PIECE_BYTES):
-        yield whole[begin : begin + _PIECE_BYTES]
 
 
 @dataclass

@@ -74,7 +74,7 @@ def _escaped(text: str, heading: str) -> str:
 
 def _whole(chat: Chat, data_urls: Mapping[str, str], system: str) -> list[Message]:
     """The context and the last turn with its answer, if it has one."""
-    rows = list(session.messages(chat, data_urls, system))
+    rows = list(session.messages(chat, {path: ImagePart(url) for path, url in data_urls.items()}, system))
     if chat.turns and chat.turns[-1].answer.text and not chat.running:
         rows.append(Message("assistant", (TextPart(chat.turns[-1].answer.text),)))
     return rows

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from llava_core.errors import BadRequest, LlavaError
 from llava_core.inspection import SeenAttention, SeenPrompt
-from llava_core.types import Begun, Chunk, ImagePart, Request, Sampling, TextPart, TokenLogprob, user
+from llava_core.types import Begun, Chunk, Request, Sampling, TextPart, TokenLogprob, user
 from serve.page.actions import read_owner
 from serve.page.pictures import PictureDesk
 from serve.page.source import AnswerSource
@@ -123,10 +123,10 @@ class Inspections:
         if not isinstance(claims, list) or not all(isinstance(claim, Mapping) for claim in cast("list[Any]", claims)):
             raise BadRequest("the pictures did not arrive as they should; attach them again")
         pictures = await self._desk.accept(cast("list[Message]", claims)[:4])
-        urls = await self._desk.data_urls(pictures)
+        images = await self._desk.images(pictures)
         if not (text or pictures):
             raise BadRequest("choose a picture, or write a question")
-        parts = [*(ImagePart(urls[picture.path]) for picture in pictures), *([TextPart(text)] if text else [])]
+        parts = [*(images[picture.path] for picture in pictures), *([TextPart(text)] if text else [])]
         sampling = Sampling(temperature=0.0, max_tokens=MOST_TOKENS, logprobs=ALTERNATIVES)
         return Request(model, (user(*parts),), sampling, owner=f"inspect/{read_owner(message)[:16]}")
 

@@ -1,8 +1,8 @@
 """What people do on the page goes to the server in one request each, and what is answered comes back in one stream.
 
-`/live/act` does what a message says and answers with the chat as it is then. `/live/follow` streams the chats that it is
-asked for, as server-sent events, until no answer is on its way in any of them: all chats of a browser tab in one stream,
-because browsers open few connections to one server.
+`/live/act` does what a message says and answers with the chat as it is then. `/live/follow` streams the chats that it
+is asked for, as server-sent events, until no answer is on its way in any of them: all chats of a browser tab in one
+stream, because browsers open few connections to one server.
 """
 
 from __future__ import annotations

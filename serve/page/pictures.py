@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import mimetypes
 import os
@@ -15,6 +14,7 @@ from urllib.parse import quote
 
 from llava_core.config import ImageLimits, RequestLimits
 from llava_core.errors import BadImage, BadRequest
+from llava_core.types import ImageFile
 from serve.page.examples import Example
 from serve.page.session import Picture
 from serve.store.strip import stripped
@@ -53,6 +53,15 @@ class PictureDesk:
     async def data_urls(self, pictures: Iterable[Picture]) -> dict[str, str]:
         """Each picture's bytes as a data URL, by path. Raises BadImage where a file has gone, BadRequest where
         all of them together are more than a request may carry."""
+        wanted = self._wanted(pictures)
+        return {path: await asyncio.to_thread(_data_url, picture) for path, picture in wanted.items()}
+
+    async def images(self, pictures: Iterable[Picture]) -> dict[str, ImageFile]:
+        """The same for a request."""
+        wanted = self._wanted(pictures)
+        return {path: await asyncio.to_thread(_file, picture) for path, picture in wanted.items()}
+
+    def _wanted(self, pictures: Iterable[Picture]) -> dict[str, Picture]:
         wanted = {picture.path: picture for picture in pictures}
         encoded = sum(picture.size for picture in wanted.values()) * 4 // 3
         if encoded > self._request_limits.max_body_bytes:
@@ -60,7 +69,7 @@ class PictureDesk:
                 f"the pictures of this chat are {_megabytes(encoded)} together and one request carries at most "
                 f"{_megabytes(self._request_limits.max_body_bytes)}; start a new chat or use smaller pictures"
             )
-        return {path: await asyncio.to_thread(_data_url, picture) for path, picture in wanted.items()}
+        return wanted
 
     def example(self, file: str) -> Picture | None:
         """The example's picture, if there still is one of that name."""
@@ -142,12 +151,23 @@ def _file_url(path: Path) -> str:
     return f"gradio_api/file={quote(str(path))}"
 
 
+def _file(picture: Picture) -> ImageFile:
+    path = Path(picture.path)
+    try:
+        return ImageFile(path, picture.mime, path.stat().st_size)
+    except OSError:
+        raise _gone(picture) from None
+
+
 def _data_url(picture: Picture) -> str:
     try:
-        data = Path(picture.path).read_bytes()
+        return _file(picture).url
     except OSError:
-        raise BadImage(f"the picture {picture.name!r} is no longer on the server; attach it again") from None
-    return f"data:{picture.mime};base64,{base64.b64encode(data).decode('ascii')}"
+        raise _gone(picture) from None
+
+
+def _gone(picture: Picture) -> BadImage:
+    return BadImage(f"the picture {picture.name!r} is no longer on the server; attach it again")
 
 
 def _mime(path: Path) -> str:

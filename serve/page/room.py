@@ -231,16 +231,15 @@ class Room:
         self._set(session.update(self.chat, running.id, text=progress.text, figures=progress.figures, **changes))
 
     async def _stream(self, running: Answer, settings: Settings, request_id: str, progress: _Progress) -> None:
-        urls = await self._pictures.data_urls(session.pictures_sent(self.chat))
+        images = await self._pictures.images(session.pictures_sent(self.chat))
         request = Request(
             running.model,
-            session.messages(self.chat, urls, settings.system),
+            session.messages(self.chat, images, settings.system),
             settings.sampling,
             continue_final=bool(running.text),
             owner=self._owner,
             id=request_id,
         )
-        del urls
         grown = False
         async with aclosing(self._chunks(request)) as chunks:
             async for chunk in chunks:

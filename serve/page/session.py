@@ -235,23 +235,23 @@ def in_context(chat: Chat) -> tuple[Turn, ...]:
     return tuple(turn for turn in chat.turns[:-1] if turn.answer.text)
 
 
-def messages(chat: Chat, data_urls: Mapping[str, str], system: str = "") -> tuple[Message, ...]:
+def messages(chat: Chat, images: Mapping[str, ImagePart], system: str = "") -> tuple[Message, ...]:
     """What goes to the model to answer the last question, or to go on with the answer it has begun.
 
-    `data_urls` maps each picture's path to its data URL.
+    `images` are the pictures by their paths.
     """
     rows: list[Message] = [Message("system", (TextPart(system),))] if system.strip() else []
     for turn in in_context(chat):
-        rows += [_question(turn, data_urls), Message("assistant", (TextPart(turn.answer.text),))]
+        rows += [_question(turn, images), Message("assistant", (TextPart(turn.answer.text),))]
     if chat.turns:
-        rows.append(_question(chat.turns[-1], data_urls))
+        rows.append(_question(chat.turns[-1], images))
     if chat.running and chat.running.text:
         rows.append(Message("assistant", (TextPart(chat.running.text),)))
     return tuple(rows)
 
 
 def pictures_sent(chat: Chat) -> tuple[Picture, ...]:
-    """The pictures that `messages` needs data URLs for."""
+    """The pictures that `messages` needs."""
     return tuple(picture for turn in (*in_context(chat), *chat.turns[-1:]) for picture in turn.pictures)
 
 
@@ -272,8 +272,8 @@ def notice_of_flags(categories: Sequence[str]) -> Notice:
     return Notice("ContentFlagged", f"the operator's moderation flagged this answer: {', '.join(categories)}")
 
 
-def _question(turn: Turn, data_urls: Mapping[str, str]) -> Message:
-    parts: list[Part] = [ImagePart(data_urls[picture.path]) for picture in turn.pictures]
+def _question(turn: Turn, images: Mapping[str, ImagePart]) -> Message:
+    parts: list[Part] = [images[picture.path] for picture in turn.pictures]
     if turn.text:
         parts.append(TextPart(turn.text))
     return Message("user", tuple(parts))
