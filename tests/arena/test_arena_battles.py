@@ -22,6 +22,7 @@ from serve.page.pictures import PictureDesk
 from serve.page.room import RoomTimings
 from serve.store.database import Database
 from serve.store.keeper import Keeper
+from tests.page import sources
 from tests.page.sources import EchoSource
 
 QUICK = RoomTimings(update_s=0.001, grace_s=0.02)
@@ -64,7 +65,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
 async def act(arena: Arena, side: str, do: str = "ask", secret: str = SECRET, **more: Any) -> list[dict[str, Any]]:
     message = {"do": do, "room": f"{secret}-{side}", "owner": ME, "text": "What is it?", **more}
-    return [view async for view in arena.act(message, f"reader-{side}")]
+    return [view async for view in sources.act(arena, message, f"reader-{side}")]
 
 
 async def both(arena: Arena, **more: Any) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from serve.store.battles import read_battles
 from serve.store.database import Database
 from serve.store.keeper import Keeper
 from serve.store.tables import BATTLE_SLOTS, BATTLES, MESSAGES, VOTES
+from tests.page import sources
 from tests.page.sources import EchoSource
 
 QUICK = RoomTimings(update_s=0.001, grace_s=0.02)
@@ -64,7 +65,7 @@ async def ask(votes: OpenVotes, count: int = 2, text: str = "Hello") -> None:
     async with asyncio.timeout(60):
         for room, model in list(zip(COLUMNS, NAMES, strict=True))[:count]:
             message = {"do": "ask", "room": room, "owner": ME, "text": text, "model": model}
-            async for _ in votes._rooms.act(message, "reader"):
+            async for _ in sources.act(votes._rooms, message):
                 pass
 
 

@@ -199,7 +199,7 @@ def test_no_address_forwards_or_redirects_elsewhere(http: httpx.Client):
 )
 def test_another_origin_sends_the_page_nothing_and_reads_nothing(http: httpx.Client, headers: dict[str, str]):
     assert upload(http, "a.jpg", picture(), **headers).status_code == 403
-    for path in ("/gradio_api/queue/join", "/gradio_api/component_server", "/login", "/gradio_api/cancel"):
+    for path in ("/gradio_api/queue/join", "/gradio_api/component_server", "/login", "/gradio_api/cancel", "/live/act"):
         assert http.post(path, json={}, headers=headers).status_code == 403
     for method, path in (("GET", "/config"), ("OPTIONS", "/gradio_api/upload"), ("GET", "/")):
         preflight = {"Access-Control-Request-Method": "POST"} if method == "OPTIONS" else {}
@@ -323,6 +323,8 @@ def test_who_is_not_logged_in_gets_nothing_but_the_way_in(servers: Topology):
             for method in methods:
                 answer = http.request(method, path, json={} if method == "POST" else None)
                 assert answer.status_code in (401, 403), f"{method} {path}: {answer.status_code}"
+        for path in ("/live/act", "/live/follow"):
+            assert http.post(path, json={"do": "open", "room": "r" * 32}).status_code == 401
         assert '"components": []' in http.get("/").text or "auth_required" in http.get("/").text
         assert http.get("/gradio_api/user").json() is None
         for name, shown in (("page-guest", "wrong"), ("eve", key), ("page-guest", "")):
@@ -333,6 +335,8 @@ def test_who_is_not_logged_in_gets_nothing_but_the_way_in(servers: Topology):
         assert cookies
         assert all("httponly" in cookie.lower() and "samesite" in cookie.lower() for cookie in cookies)
         assert http.get("/config").status_code == 200
+        opened = http.post("/live/act", json={"do": "open", "room": "r" * 32, "place": "chat"})
+        assert (opened.status_code, opened.json()["turns"]) == (200, [])
 
 
 # What listens ------------------------------------------------------------------------------------------------------

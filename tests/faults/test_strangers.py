@@ -35,6 +35,7 @@ from serve.worker_app import create_app as worker_app
 from serve.worker_pool import WorkerPool
 from tests.engines.contenders import picture, tiny_folder
 from tests.faults.test_continued_engine import engine, tiny
+from tests.page import sources
 from tests.serve.serving import serving
 from tests.topology import ROOT
 
@@ -176,7 +177,7 @@ async def test_no_other_browsers_chat_is_found_in_the_caches(tmp_path: Path):
             question = {"do": "ask", "text": "tulip " * 60, "model": "m", "settings": {"max_tokens": 4}}
             message = {**question, "room": room * 24, "owner": owner * 24}
             async with asyncio.timeout(120):
-                views = [view async for view in rooms.act(message, "reader")]
+                views = [view async for view in sources.act(rooms, message)]
             return views[-1]["turns"][-1]["answer"]["figures"]["cached_tokens"]
 
         assert await cached("a", "x") == 0

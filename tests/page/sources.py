@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from copy import deepcopy
+from typing import Any
 
 from llava_core.engines.echo import EchoEngine
 from llava_core.errors import LlavaError, UnknownModel
 from llava_core.types import Chunk, ModelInfo, Request, Usage
 from serve.protocol import ModelCard
+
+
+async def act(behind: Any, message: dict[str, Any], reader: str = "reader") -> AsyncGenerator[dict[str, Any]]:
+    """Do what the message says and show the chat as a browser puts it together, until its answer is there."""
+    view = await behind.tell(message)
+    async with aclosing(behind.follow(message, reader)) as told:
+        async for heard in told:
+            if "turns" in heard:
+                view = heard
+            else:
+                blocks = view["turns"][-1]["answer"]["blocks"]
+                blocks[heard["from"] :] = heard["blocks"]
+            yield deepcopy(view)
 
 
 class EchoSource:

@@ -19,6 +19,7 @@ from serve.page.examples import Example
 from serve.page.feedback import Feedback
 from serve.page.pictures import PictureDesk
 from serve.page.room import RoomTimings
+from tests.page import sources
 from tests.page.sources import EchoSource
 
 QUICK = RoomTimings(update_s=0.001, grace_s=0.02)
@@ -60,7 +61,7 @@ def picture(folder: Path, name: str, size: tuple[int, int]) -> dict[str, str]:
 async def act(rooms: Rooms, do: str, room: str = MINE, **more: Any) -> dict[str, Any]:
     view: dict[str, Any] = {}
     async with asyncio.timeout(60):
-        async for shown in rooms.act({"do": do, "room": room, **more}, "reader"):
+        async for shown in sources.act(rooms, {"do": do, "room": room, **more}):
             view = shown
     return view
 
@@ -188,7 +189,7 @@ async def test_retry_edit_undo_and_restore(rooms: Rooms) -> None:
 
 
 async def test_stop_comes_through_while_the_answer_streams(rooms: Rooms) -> None:
-    views = rooms.act({"do": "ask", "room": MINE, "text": "a b c d e f", "model": "slow"}, "one")
+    views = sources.act(rooms, {"do": "ask", "room": MINE, "text": "a b c d e f", "model": "slow"}, "one")
     async with asyncio.timeout(60):
         async for view in views:
             if view["turns"] and view["turns"][-1]["answer"]["blocks"]:

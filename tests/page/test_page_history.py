@@ -22,6 +22,7 @@ from serve.page.pictures import PictureDesk
 from serve.page.room import RoomTimings
 from serve.store.database import Database
 from serve.store.keeper import Keeper
+from tests.page import sources
 from tests.page.sources import EchoSource, ToldSource
 from tests.page.test_page_actions import act, picture, said
 
@@ -111,7 +112,7 @@ async def test_branches_ratings_and_the_system_prompt_are_there_after_a_restart(
 async def test_what_came_before_the_end_is_there_and_marked_as_cut_off(start: Start) -> None:
     source = ToldSource()
     first = await start(source)
-    views = first.act({"do": "ask", "room": ROOM, "owner": ME, "text": "hello", "model": "told"}, "reader")
+    views = sources.act(first, {"do": "ask", "room": ROOM, "owner": ME, "text": "hello", "model": "told"})
     async with asyncio.timeout(60):
         source.say("half of ")
         async for view in views:
@@ -153,7 +154,7 @@ async def test_nobody_opens_anothers_chat_though_they_know_its_room(start: Start
 async def test_a_deleted_chat_ends_its_answer_and_does_not_come_back(start: Start) -> None:
     source = ToldSource()
     rooms = await start(source)
-    views = rooms.act({"do": "ask", "room": ROOM, "owner": ME, "text": "hello", "model": "told"}, "reader")
+    views = sources.act(rooms, {"do": "ask", "room": ROOM, "owner": ME, "text": "hello", "model": "told"})
     source.say("half")
     async with asyncio.timeout(60):
         async for view in views:

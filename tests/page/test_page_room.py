@@ -14,6 +14,8 @@ from serve.page import session
 from serve.page.pictures import PictureDesk
 from serve.page.room import Room, RoomTimings, Settings
 from serve.page.session import Chat, Picture
+from serve.quota import Quota
+from serve.quotas import Quotas
 from tests.page.sources import ToldSource
 
 QUICK = RoomTimings(update_s=0.001, grace_s=0.02)
@@ -171,18 +173,30 @@ async def test_two_readers_see_the_same_answer(room: Room, source: ToldSource) -
             assert chat.turns[-1].answer.state == "done"
 
 
-async def test_the_same_readers_next_look_ends_the_one_before(room: Room, source: ToldSource) -> None:
+async def test_an_answer_that_nobody_comes_to_read_is_not_made(room: Room, source: ToldSource) -> None:
     await room.ask("hello", (), "told", Settings())
-    first = room.follow("me")
-    await anext(first)
-    waiting = asyncio.create_task(anext(first, None))
-    await asyncio.sleep(0)
-    second = room.follow("me")
-    await anext(second)
     async with asyncio.timeout(60):
-        await waiting
-        assert await anext(first, None) is None
-    await room.stop()
+        await source.asked.wait()
+        await source.left.wait()
+    await until(room, "stopped")
+
+
+async def test_a_place_is_held_until_the_answer_is_there_and_refused_beside_it(room: Room, source: ToldSource) -> None:
+    quotas = Quotas(address=Quota(at_once=1))
+    scope = {"type": "http", "client": ("192.0.2.1", 1), "headers": []}
+    await room.ask("one", (), "told", Settings(), lambda: quotas.place(scope))
+    source.say("half")
+    await until(room, "streaming")
+    other = Room(source, PictureDesk(Path()), "me", QUICK)
+    await other.ask("two", (), "told", Settings(), lambda: quotas.place(scope))
+    notice = (await until(other, "failed")).turns[-1].answer.notice
+    assert notice is not None
+    assert (notice.code, notice.retryable, notice.retry_after) == ("Overloaded", True, 2.0)
+    source.end()
+    await until(room, "done")
+    source.end()
+    await other.retry("told", Settings(), place=lambda: quotas.place(scope))
+    await until(other, "done")
 
 
 async def test_taking_a_question_back_ends_its_answer_and_can_be_undone(room: Room, source: ToldSource) -> None:

@@ -11,7 +11,7 @@ from serve.page.session import Chat, Picture
 
 CAT = Picture("cat.png", "/up/cat.png", "file=/up/cat.png", "image/png", 10)
 DOG = Picture("dog.png", "/up/dog.png", "file=/up/dog.png", "image/png", 10)
-URLS = {CAT.path: "data:image/png;base64,Q0FU", DOG.path: "data:image/png;base64,RE9H"}
+SHOWN = {CAT.path: ImagePart("data:image/png;base64,Q0FU"), DOG.path: ImagePart("data:image/png;base64,RE9H")}
 
 
 def answered(chat: Chat, text: str, **changes: Any) -> Chat:
@@ -28,7 +28,7 @@ def talk(*turns: tuple[str, str]) -> Chat:
 
 
 def texts(chat: Chat) -> list[tuple[str, str]]:
-    return [(message.role, message.text) for message in session.messages(chat, URLS)]
+    return [(message.role, message.text) for message in session.messages(chat, SHOWN)]
 
 
 def test_every_earlier_turn_and_picture_goes_to_the_model_in_order() -> None:
@@ -36,19 +36,19 @@ def test_every_earlier_turn_and_picture_goes_to_the_model_in_order() -> None:
     chat = answered(session.ask(chat, "Its colour?", (), "m"), "Grey.")
     chat = session.ask(chat, "And this?", (DOG,), "m")
 
-    assert session.messages(chat, URLS, "Be brief.") == (
+    assert session.messages(chat, SHOWN, "Be brief.") == (
         Message("system", (TextPart("Be brief."),)),
-        Message("user", (ImagePart(URLS[CAT.path]), TextPart("What is it?"))),
+        Message("user", (SHOWN[CAT.path], TextPart("What is it?"))),
         Message("assistant", (TextPart("A cat."),)),
         Message("user", (TextPart("Its colour?"),)),
         Message("assistant", (TextPart("Grey."),)),
-        Message("user", (ImagePart(URLS[DOG.path]), TextPart("And this?"))),
+        Message("user", (SHOWN[DOG.path], TextPart("And this?"))),
     )
 
 
 def test_a_picture_alone_is_a_question() -> None:
     chat = session.ask(Chat(), "", (CAT,), "m")
-    assert session.messages(chat, URLS) == (Message("user", (ImagePart(URLS[CAT.path]),)),)
+    assert session.messages(chat, SHOWN) == (Message("user", (SHOWN[CAT.path],)),)
 
 
 def test_what_looks_like_a_special_token_is_passed_on_as_it_was_typed() -> None:
