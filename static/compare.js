@@ -152,7 +152,7 @@ class ComparePane extends Pane {
     this.moreButton = iconButton("more", "What to do with this column", () => popover(this.moreButton, (close) => this.menu(close), ".ls-menu"),
       { className: ".ls-column-more", "aria-haspopup": "dialog", "aria-expanded": "false" });
     this.swap = el("div.ls-swap", { hidden: true });
-    this.differs = el("p.ls-differs", { hidden: true });
+    this.differs = el("div.ls-differs", { hidden: true, tabindex: "-1" });
     super.build();
     this.list.after(this.differs, this.swap);
     this.own = JSON.parse(stored("tab", this.ownKey) ?? "null");

@@ -11,6 +11,17 @@ class Differences {
     this.view = view;
     this.on = false;
     this.known = new Map();
+    this.side = stored("tab", "compared-with"); // of the column that the others are compared with
+  }
+
+  get base() {
+    return Math.max(0, this.view.panes.findIndex(({ side }) => side === this.side));
+  }
+
+  compareWith(pane) {
+    this.side = pane.side;
+    stored("tab", "compared-with", this.side);
+    this.update().then(() => pane.differs.focus({ preventScroll: true }));
   }
 
   turn(on) {
@@ -29,14 +40,16 @@ class Differences {
     const { panes } = this.view;
     if (!this.on || !canHighlight || panes.length < 2) return this.clear();
     const turns = this.read(panes);
-    const key = JSON.stringify(turns.map((answers) => answers.map((words) => words.map(({ word }) => word))));
+    const { base } = this;
+    const asked = { base, turns: turns.map((answers) => answers.map((words) => words.map(({ word }) => word))) };
+    const key = JSON.stringify(asked);
     if (turns.length && !this.known.has(key)) {
-      const heard = (await this.view.ballot?.server.differences({ turns: JSON.parse(key) }).catch(() => null)) ?? { error: "the server of this page cannot be reached" };
+      const heard = (await this.view.ballot?.server.differences(asked).catch(() => null)) ?? { error: "the server of this page cannot be reached" };
       if (heard.error) return toast(sentence(heard.error), "error");
       this.known = new Map([[key, heard.turns]]);
       return this.soon(); // what was read may have changed while the server looked
     }
-    return this.paint(panes, turns, turns.length ? this.known.get(key) : []);
+    return this.paint(panes, turns, turns.length ? this.known.get(key) : [], base);
   }
 
   // Per turn the words of all columns, each with where it stands; only turns that all columns have answered.
@@ -46,17 +59,29 @@ class Differences {
     return [...Array(most).keys()].filter(complete).map((index) => panes.map((pane) => wordsOf(pane.turns.get(pane.data.turns[index].id).blocks)));
   }
 
-  paint(panes, turns, found) {
+  paint(panes, turns, found, base) {
     this.clear();
     panes.forEach((pane, place) => {
       const ranges = turns.flatMap((answers, turn) => found[turn][place].flatMap(([start, end]) => rangesOf(answers[place].slice(start, end))));
       CSS.highlights.set(`ls-differs-${place}`, new Highlight(...ranges));
       const count = found.reduce((sum, spans) => sum + spans[place].reduce((all, [start, end]) => all + end - start, 0), 0);
       pane.differs.hidden = !turns.length;
-      pane.differs.textContent = count ? `${count.toLocaleString("en")} ${count === 1 ? "word differs" : "words differ"}` : "no word differs";
-      pane.differs.title = place ? "Words that column A does not have" : "Words that no other column has";
+      this.say(pane, count, place === base, COLUMN_LETTERS[base]);
     });
     this.painted = true;
+  }
+
+  // Below a column: how many of its words are marked, and whether the others are compared with it or could be.
+  say(pane, count, isBase, letter) {
+    const key = JSON.stringify([count, isBase, letter]);
+    if (pane.differs.dataset.key === key) return;
+    pane.differs.dataset.key = key;
+    const words = count ? `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}` : "no word";
+    const verb = count > 1 ? "differ" : "differs";
+    pane.differs.replaceChildren(...(isBase
+      ? [el("span", {}, `The others are compared with this column; ${words} only here`)]
+      : [el("span", {}, `${words[0].toUpperCase()}${words.slice(1)} ${verb} from ${letter}`),
+        el("button.ls-action", { type: "button", onclick: () => this.compareWith(pane) }, icon("differ"), el("span", {}, "Compare the others with this"))]));
   }
 
   clear() {

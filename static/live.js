@@ -70,8 +70,10 @@ class Live {
   }
 
   hand(heard) {
-    if (heard.error || heard.running === false) this.rooms.delete(heard.room);
-    else this.failures = 0;
+    if (heard.error || heard.running === false) {
+      this.rooms.delete(heard.room);
+      this.reading?.rooms.delete(heard.room); // what is answered there next is not in the stream any more
+    } else this.failures = 0;
     for (const pane of this.panes) if (pane.secret === heard.room) pane.hear(heard);
   }
 }

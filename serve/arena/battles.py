@@ -22,6 +22,7 @@ from llava_core.config import ArenaLimits
 from llava_core.errors import BadRequest, NoWorker, Unauthorized
 from serve.arena import facts
 from serve.arena.board import points_of
+from serve.arena.language import language_of
 from serve.arena.leaks import find_leak
 from serve.arena.ledger import Ledger
 from serve.arena.pairing import draw
@@ -110,8 +111,8 @@ class Arena:
                 "Leaderboard's downloads leave it out."
             )
         return (
-            f"Votes are kept {kept} with the models' names, your reason and the length of the answers, "
-            "but not what you ask nor what is answered."
+            f"Votes are kept {kept} with the models' names, your reason, the language you ask in and the "
+            "length of the answers, but not what you ask nor what is answered."
         )
 
     async def tell(self, message: Message, place: Place = nullcontext) -> dict[str, Any]:
@@ -174,6 +175,7 @@ class Arena:
             left_out=await self._leak(battle, chats),
             turns=len(left.turns),
             styles=(facts.style_of(left), facts.style_of(right)),
+            language=language_of("\n".join(turn.text for turn in left.turns)),
             conversations=(facts.conversation_of(left), facts.conversation_of(right)) if self.recording else None,
         )
         known = await self.ledger.battles()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llava_core.errors import BadRequest
+from serve.arena.language import UNKNOWN
 from serve.ratings import Battle, Ratings, rate, win_rates
 from serve.store.battles import Conversation, Style, VotedBattle
 
@@ -151,7 +152,7 @@ def to_jsonl(
             "judge": f"arena_user_{_judge(battle.owner)}",
             "turn": battle.turns,
             "anony": battle.blind,
-            "language": "unknown",
+            "language": battle.language or UNKNOWN,
             "tstamp": battle.voted_at.timestamp(),
         }
         said = (conversations or {}).get(battle.id)

@@ -13,20 +13,31 @@ Span = tuple[int, int]
 """From one word up to, not including, another."""
 
 
-def differing(answers: Sequence[Sequence[str]]) -> list[list[Span]]:
-    """For each answer the words that the first one does not have; for the first those that none of the others has."""
-    first, *others = [[_plain(word) for word in words] for words in answers]
-    alone = [True] * len(first)
+def differing(answers: Sequence[Sequence[str]], base: int = 0) -> list[list[Span]]:
+    """For each answer the words that the one at `base` does not have; for that one those that no other has."""
+    plain = [[_plain(word) for word in words] for words in answers]
+    alone = [True] * len(plain[base])
     found: list[list[Span]] = []
-    for other in others:
+    for place, other in enumerate(plain):
         theirs: list[Span] = []
-        for kind, start, end, from_, to in SequenceMatcher(None, first, other).get_opcodes():
+        found.append(theirs)
+        if place == base:
+            continue
+        for kind, start, end, from_, to in SequenceMatcher(None, plain[base], other).get_opcodes():
             if kind == "equal":
                 alone[start:end] = [False] * (end - start)
             elif to > from_:
                 theirs.append((from_, to))
-        found.append(theirs)
-    return [_spans(alone) if others else [], *found]
+    if len(answers) > 1:
+        found[base] = _spans(alone)
+    return found
+
+
+def read_base(given: Any, turns: Sequence[Sequence[Any]]) -> int:
+    """The column that the others are compared with. Raises BadRequest for one that is not there."""
+    if not isinstance(given, int) or not all(0 <= given < len(answers) for answers in turns):
+        raise BadRequest("these answers cannot be compared; reload the page", param="base")
+    return given
 
 
 def read_answers(message: Any) -> list[list[list[str]]]:

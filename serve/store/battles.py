@@ -51,6 +51,8 @@ class VotedBattle:
     blind: bool = True
     turns: int = 1
     styles: tuple[Style, Style] = (Style(), Style())
+    language: str = ""
+    """Of what was asked, by its English name; empty where it is not known."""
     conversations: tuple[Conversation, Conversation] | None = None
     """Written where the operator records; never read back with the rest."""
 
@@ -89,6 +91,7 @@ def save_battle(connection: Connection, battle: VotedBattle) -> None:
                 "left_out": clean(battle.left_out)[:60] or None,
                 "created_at": battle.voted_at,
                 "turns": battle.turns,
+                "language": battle.language or None,
             }
         ],
     )
@@ -128,7 +131,7 @@ def read_battles(connection: Connection) -> tuple[VotedBattle, ...]:
         select(
             BATTLES.c.id, VOTES.c.owner, one.c.model, two.c.model, VOTES.c.verdict, VOTES.c.winner, VOTES.c.created_at,
             VOTES.c.reason, BATTLES.c.category, BATTLES.c.left_out, BATTLES.c.blind, BATTLES.c.turns, one.c.style,
-            two.c.style,
+            two.c.style, BATTLES.c.language,
         )
         .join(VOTES, (VOTES.c.battle_id == BATTLES.c.id) & VOTES.c.replaced_at.is_(None))
         .join(one, (one.c.battle_id == BATTLES.c.id) & (one.c.slot == 0))
@@ -182,12 +185,24 @@ def save_snapshot(
 def _battle(
     id: str, owner: str, a: str, b: str, verdict: str, winner: int | None, voted_at: datetime, reason: str | None,
     category: str | None, left_out: str | None, blind: bool, turns: int | None, one: Any, two: Any,
+    language: str | None,
 ) -> VotedBattle:  # fmt: skip
     told: Verdict = ("a", "b")[winner] if winner in (0, 1) else "tie" if verdict == "tie" else "both_bad"
     categories = tuple((category or "").split(",")) if category else ()
     styles = (Style(**(one or {})), Style(**(two or {})))
     return VotedBattle(
-        id, owner, (a, b), told, voted_at, reason or "", categories, left_out or "", blind, turns or 1, styles
+        id,
+        owner,
+        (a, b),
+        told,
+        voted_at,
+        reason or "",
+        categories,
+        left_out or "",
+        blind,
+        turns or 1,
+        styles,
+        language or "",
     )
 
 

@@ -174,6 +174,7 @@ BATTLES = Table(
     Column("left_out", String(60)),  # why it does not count, a model that told its name for one
     Column("created_at", Moment, nullable=False, index=True),
     Column("turns", Integer),  # questions up to the vote
+    Column("language", String(40)),  # of the questions, by its English name
 )
 
 BATTLE_SLOTS = Table(

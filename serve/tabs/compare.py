@@ -11,7 +11,7 @@ import gradio as gr
 from llava_core.config import CompareLimits
 from llava_core.errors import LlavaError
 from serve.page.context import PageContext
-from serve.page.differences import differing, read_answers
+from serve.page.differences import differing, read_answers, read_base
 from serve.tabs import Tab
 from serve.tabs.parts import composer, message_of, pane
 
@@ -41,8 +41,9 @@ def _verdict(context: PageContext) -> gr.HTML:
     async def differences(message: Any) -> dict[str, Any]:
         async def find(asked: dict[str, Any]) -> dict[str, Any]:
             turns = read_answers(asked.get("turns"))
+            base = read_base(asked.get("base", 0), turns)
             async with asyncio.timeout(CompareLimits().compare_s):
-                return {"turns": await asyncio.to_thread(lambda: [differing(answers) for answers in turns])}
+                return {"turns": await asyncio.to_thread(lambda: [differing(answers, base) for answers in turns])}
 
         return await _answered(find, message_of(message))
 

@@ -149,6 +149,7 @@ async def test_the_same_two_models_go_on_over_turns_and_after_the_vote_which_is_
     told = await vote(arena, "tie", reason="  both\n fine ")
     [kept] = await arena.ledger.battles()
     assert (kept.verdict, kept.reason, kept.turns, kept.categories) == ("tie", "both fine", 2, ("text",))
+    assert kept.language == "English"
     assert kept.styles[0].words > 0
     assert kept.conversations is None
     with pytest.raises(BadRequest, match="takes no other vote"):

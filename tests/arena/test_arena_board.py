@@ -100,12 +100,14 @@ def test_the_table_is_a_csv_that_no_spreadsheet_runs() -> None:
 
 
 def test_battles_are_written_with_the_arenas_columns_and_what_was_said_only_if_recorded() -> None:
-    votes = [battle(n, verdict=verdict) for n, verdict in enumerate(("a", "b", "tie", "both_bad"))]
+    votes = [battle(n, verdict=verdict) for n, verdict in enumerate(("a", "b", "tie"))]
+    votes.append(battle(3, verdict="both_bad", language="German"))
     said = ((("Hi", "Hello"),), (("Hi", "Good day"),))
     rows = [json.loads(line) for line in to_jsonl(votes, {"battle-1": said}).splitlines()]
     assert [row["winner"] for row in rows] == ["model_a", "model_b", "tie", "tie (bothbad)"]
     plain = ["question_id", "model_a", "model_b", "winner", "judge", "turn", "anony", "language", "tstamp"]
     assert list(rows[0]) == plain
+    assert [row["language"] for row in rows] == ["unknown", "unknown", "unknown", "German"]
     assert list(rows[1]) == [*plain, "conversation_a", "conversation_b"]
     assert rows[1]["conversation_b"][1] == {"role": "assistant", "content": "Good day"}
     assert rows[0]["tstamp"] == NOON.timestamp()

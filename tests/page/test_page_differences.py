@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llava_core.errors import BadRequest
-from serve.page.differences import differing, read_answers
+from serve.page.differences import differing, read_answers, read_base
 
 
 def test_words_that_the_first_answer_does_not_have_are_found_in_the_second() -> None:
@@ -22,6 +22,18 @@ def test_case_and_punctuation_do_not_count_but_signs_alone_do() -> None:
 def test_of_several_answers_the_first_shows_what_none_of_the_others_has() -> None:
     first, second, third = ["one", "two", "three"], ["one", "three"], ["one", "two", "four"]
     assert differing([first, second, third]) == [[], [], [(2, 3)]]
+
+
+def test_the_others_can_be_compared_with_any_of_them() -> None:
+    first, second, third = ["one", "two", "three"], ["one", "three"], ["one", "two", "four"]
+    assert differing([first, second, third], 2) == [[(2, 3)], [(1, 2)], [(2, 3)]]
+    assert differing([first, second], 1) == [[(1, 2)], []]
+
+
+@pytest.mark.parametrize("base", [-1, 2, "1", None, 1.0])
+def test_a_column_that_is_not_there_is_nothing_to_compare_with(base: Any) -> None:
+    with pytest.raises(BadRequest):
+        read_base(base, [[["one"], ["two"]]])
 
 
 @pytest.mark.parametrize("answers", [[[]], [["alone"]], [[], []], [["same"] * 900, ["same"] * 900]])
