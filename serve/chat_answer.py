@@ -7,6 +7,7 @@ and whoever asked may still go elsewhere. Later errors are events in the stream.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from serve.at_once import before_waiting, within
 from serve.deadline import in_time
 from serve.error_handlers import error_response
 from serve.http_errors import status_of
+from serve.log_format import MAX_CHARS, prompts_wanted
 from serve.metrics import Outcome, Watched
 from serve.tracing import Span, counted, tell_phases
 
@@ -183,7 +185,7 @@ async def _reader_leaves(receive: Receive) -> None:
 
 
 class _Record:
-    """One line of log per request: who asked for how much, what became of it. No word of the chat."""
+    """One line of log per request: who asked for how much, what became of it. No word of the chat, unless asked for."""
 
     def __init__(self, call: ChatCall, watched: Watched | None, span: Span | None) -> None:
         self._call = call
@@ -192,6 +194,7 @@ class _Record:
         self._began = time.monotonic()
         self._first_at: float | None = None
         self._end: Chunk | None = None
+        self._said: list[str] | None = [] if prompts_wanted() else None
         self._kind: Outcome = "cancelled"
         self.outcome = "left"
         """Until something else is known: the reader went away."""
@@ -199,6 +202,8 @@ class _Record:
     def took(self, chunk: Chunk) -> None:
         if self._watched is not None:
             self._watched.took(len(chunk.token_ids) or 1)
+        if self._said is not None:
+            self._said.append(chunk.text)
         if self._first_at is None:
             self._first_at = time.monotonic()
             if self._span is not None:
@@ -238,5 +243,8 @@ class _Record:
             "first": "-" if self._first_at is None else f"{self._first_at - self._began:.3f}",
             "took": f"{now - self._began:.3f}",
         }
+        if self._said is not None:
+            asked = [{message.role: message.text} for message in request.messages]
+            fields |= {"prompt": json.dumps(asked)[:MAX_CHARS], "answer": json.dumps("".join(self._said))[:MAX_CHARS]}
         told = " ".join(f"{name}={value}" for name, value in fields.items())
         log.info("chat %s %s", request.id, told, extra={"fields": {"request_id": request.id, **fields}})

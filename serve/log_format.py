@@ -1,6 +1,6 @@
 """How a line of a log is written: for people by default, as one JSON object where LLAVA_SERVE_LOG_FORMAT is json.
 
-Neither kind has a word of a chat in it, and no line can be made to look like two.
+Neither kind has a word of a chat in it unless LLAVA_SERVE_LOG_PROMPTS is 1, and no line can be made to look like two.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from datetime import UTC, datetime
 
 FORMAT = "LLAVA_SERVE_LOG_FORMAT"
+PROMPTS = "LLAVA_SERVE_LOG_PROMPTS"
 MAX_CHARS = 16_384
 _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -20,6 +21,11 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 def formatter() -> logging.Formatter:
     """As the environment asks."""
     return JsonLines() if os.environ.get(FORMAT, "").strip().lower() == "json" else PlainLines(_PLAIN)
+
+
+def prompts_wanted() -> bool:
+    """Whether the operator asks for the words of chats in the log."""
+    return os.environ.get(PROMPTS, "").strip().lower() in ("1", "true", "yes")
 
 
 class PlainLines(logging.Formatter):

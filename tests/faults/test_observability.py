@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llava_core.config import BreakerLimits
 from llava_core.errors import EngineFailure
-from serve.log_format import FORMAT, JsonLines, PlainLines, formatter
-from tests.faults.fake_engine import FakeEngine
+from llava_core.types import Request, user
+from serve.log_format import FORMAT, PROMPTS, JsonLines, PlainLines, formatter
+from tests.faults.fake_engine import FakeEngine, answer_to
 from tests.faults.rig import Rig, rig, until
 
 SECRET = "my-secret-question"
@@ -184,6 +185,27 @@ def test_a_line_about_a_chat_has_its_figures_as_fields(monkeypatch: pytest.Monke
     assert "ValueError: broken" in json.loads(formatter().format(record))["traceback"]
     monkeypatch.delenv(FORMAT)
     assert isinstance(formatter(), PlainLines)
+
+
+@pytest.mark.parametrize("wanted", [None, "0", "1"])
+async def test_the_words_of_a_chat_are_in_the_log_only_where_the_operator_asks_for_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wanted: str | None
+):
+    if wanted is not None:
+        monkeypatch.setenv(PROMPTS, wanted)
+    caplog.set_level(logging.DEBUG)
+    secret = "a tulip\nERROR forged \u2028 line"
+    async with rig([FakeEngine()]) as there, httpx.AsyncClient(trust_env=False) as http:
+        sent = {**body(), "messages": [{"role": "user", "content": secret}], "stream": True}
+        assert (await http.post(f"{there.url}/v1/chat/completions", json=sent)).status_code == 200
+        await until(lambda: sum("outcome=" in record.getMessage() for record in caplog.records) == 2)
+    answer = answer_to(Request("m", (user(secret),)))
+    for lines in (JsonLines(), PlainLines("%(message)s")):
+        written = [lines.format(record) for record in caplog.records]
+        told = [line for line in written if "tulip" in line and answer.split()[0] in line]
+        assert len(told) == (2 if wanted == "1" else 0)
+        assert wanted == "1" or not any("tulip" in line for line in written)
+        assert all(len(line.splitlines()) == 1 for line in written)
 
 
 async def test_metrics_tell_of_retries_and_answers_that_went_on_elsewhere():
