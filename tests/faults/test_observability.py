@@ -20,7 +20,7 @@ from tests.faults.fake_engine import FakeEngine, answer_to
 from tests.faults.rig import Rig, rig, until
 
 SECRET = "my-secret-question"
-REQUESTS = 200
+REQUESTS = 1000
 VLLM_NAMES = {
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
