@@ -253,7 +253,8 @@ def _write_generation(language: Any, tokenizer: Any, placeholder: int, out: Path
 
 def _facts(eye: Tower, language: Any, projector: str, model: Any, *, template_name: str) -> tuple[tuple[str, str], ...]:
     def size(module: torch.nn.Module) -> str:
-        return f"{sum(weight.numel() for weight in module.parameters()) / 1e6:.1f} M weights"
+        count = sum(weight.numel() for weight in module.parameters())
+        return f"{count / 1e6:.1f} M weights" if count >= 1e6 else f"{count:,} weights"
 
     shape = f"layer {eye.layer}, {eye.strategy}: {eye.rows} rows of {eye.width} a picture"
     facts = [

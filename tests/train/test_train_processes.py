@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from llava_core.train.run import train
 from llava_core.train.settings import settle
 from tests.train.conftest import Parts
 
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 200.0
 SHARDS = {
     "ACCELERATE_USE_FSDP": "true",
@@ -91,3 +95,38 @@ def test_two_processes_come_to_the_losses_of_one(how: str, parts: Parts, tmp_pat
     ours, theirs = (load_file(out / "model.safetensors") for out in (one, two))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].sub(theirs[name]).abs().max() < 1e-3 for name in ours)
+
+
+DEEPSPEED = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+deepspeed_config: {zero_stage: 2, gradient_accumulation_steps: auto, zero3_init_flag: false}
+num_machines: 1
+num_processes: 1
+mixed_precision: "no"
+use_cpu: true
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_deepspeed_by_configuration_comes_to_the_same_losses(parts: Parts, tmp_path: Path) -> None:
+    (tmp_path / "accelerate.yaml").write_text(DEEPSPEED)
+    given = {"model": parts.built, "data": parts.squares, "batch-size": 16, "max-steps": 4, "precision": "fp32"}
+    given |= {"projector-rate": 5e-3, "llm-rate": 3e-3, "save-every": 2}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    run = ["-m", "llava_core.train", "finetune", *words, "--no-tensorboard", "--out"]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
+    for before, name in ((launcher, "sharded"), ([], "plain")):
+        subprocess.run(
+            [sys.executable, *before, *run, str(tmp_path / name)],
+            cwd=ROOT,
+            env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+            check=True,
+            timeout=DEADLINE_S * 2,
+        )
+    assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
+    assert (
+        load_file(tmp_path / "sharded" / "model.safetensors").keys()
+        == load_file(tmp_path / "plain" / "model.safetensors").keys()
+    )
