@@ -5,6 +5,7 @@ Code is highlighted here; TeX is left as text in `ls-math` elements, which the b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -22,6 +23,9 @@ from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+_WORDS = re.compile(r"(?:[^\W_]|[ ,.!?':-])+")
+"""What means nothing in Markdown and is the same in HTML, within a line that begins with a letter."""
+_PARAGRAPH_END = "</p>\n"
 HIGHLIGHT_AT_MOST_CHARS = 60_000
 """Longer code is shown plain: highlighting it would hold up everybody else."""
 
@@ -32,23 +36,44 @@ def blocks(text: str) -> tuple[str, ...]:
 
 
 class GrowingText:
-    """Renders a text that only grows: a block is final once another has begun, so only the last is done again."""
+    """Renders a text that only grows: a block is final once another has begun, so only the last is done again, and that
+    not where a paragraph has got a few more words."""
 
     def __init__(self) -> None:
         self._final: list[str] = []
         self._offset = 0
+        self._text = ""
+        self._last: list[str] = []
 
     def blocks(self, text: str) -> tuple[str, ...]:
         """The blocks of `text`, which starts with every text given before."""
-        tail = _one_kind_of_line_end(text)[self._offset :]
+        text = _one_kind_of_line_end(text)
+        self._last = self._with_words(text) or self._parsed(text)
+        self._text = text
+        return (*self._final, *self._last)
+
+    def _with_words(self, text: str) -> list[str] | None:
+        """The last block where it is a paragraph that has only grown by words. Neither they nor what they follow can be
+        part of a mark, and the line they are in does not begin with one."""
+        before, added = self._text, text[len(self._text) :]
+        if not (self._last and self._last[0].startswith("<p>") and self._last[0].endswith(_PARAGRAPH_END)):
+            return None
+        if not (_WORDS.fullmatch(added) and _WORDS.fullmatch(before[-1:])):
+            return None
+        if not before[before.rfind("\n") + 1 :][:1].isalpha():
+            return None
+        gap = before[len(before.rstrip(" ")) :]  # which is not shown at the end of a paragraph
+        return [self._last[0].removesuffix(_PARAGRAPH_END) + (gap + added).rstrip(" ") + _PARAGRAPH_END]
+
+    def _parsed(self, text: str) -> list[str]:
+        tail = text[self._offset :]
         groups = _groups(_MARKDOWN.parse(tail))
         if len(groups) > 1:
             start = _line_offset(tail, _first_line(groups[-1]))
             self._final += [_render(group) for group in groups[:-1]]
             self._offset += start
             tail = tail[start:]
-        last = [_render(groups[-1], open_fence=not _fence_is_closed(tail))] if groups else []
-        return (*self._final, *last)
+        return [_render(groups[-1], open_fence=not _fence_is_closed(tail))] if groups else []
 
 
 def _one_kind_of_line_end(text: str) -> str:

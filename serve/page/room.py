@@ -31,8 +31,8 @@ Place = Callable[[], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True)
 class RoomTimings:
-    """In seconds. `update_s` is the least time between two looks a reader gets at a growing answer; `halt_s` is how
-    long a stopped answer may take to let go of its worker."""
+    """In seconds. `update_s` is about the least time between two looks a reader gets at a growing answer; `halt_s` is
+    how long a stopped answer may take to let go of its worker."""
 
     update_s: float = 0.05
     grace_s: float = 10.0
@@ -74,7 +74,7 @@ class Room:
         self._timings = timings or RoomTimings()
         self._clock = clock
         self._lock = asyncio.Lock()
-        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
         self._answering: asyncio.Task[None] | None = None
         self._readers: set[str] = set()
         self._leaving: asyncio.TimerHandle | None = None
@@ -144,14 +144,17 @@ class Room:
         """The chat now and at every change while an answer is on its way; the reader stays until it leaves."""
         self._enter(reader)
         while True:
-            seen, changed, shown_at = self.revision, self._changed, self._clock()
+            seen, shown_at = self.revision, self._clock()
             yield self.chat
             if self.revision == seen:
                 if not self.is_answering:
                     return
-                await changed.wait()
+                changed = asyncio.get_running_loop().create_future()
+                self._waiting.append(changed)
+                await changed
             pause = shown_at + self._timings.update_s - self._clock()
-            if pause > 0 and self.is_answering:
+            # What comes just before its time is shown at once rather than waited for with a timer.
+            if pause > self._timings.update_s / 5 and self.is_answering:
                 await asyncio.sleep(pause)
 
     def leave(self, reader: str) -> None:
@@ -190,8 +193,10 @@ class Room:
             self.form = self.revision
         if self._keep:
             self._keep(chat, self.settings)
-        self._changed.set()
-        self._changed = asyncio.Event()
+        waiting, self._waiting = self._waiting, []
+        for reader in waiting:
+            if not reader.done():
+                reader.set_result(None)
 
     async def _halt(self) -> None:
         if self._answering:

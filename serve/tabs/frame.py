@@ -26,6 +26,9 @@ from serve.tabs import discover
 from serve.tabs.api import add_endpoints
 from serve.tabs.theme import theme
 
+QUEUE_POLL_S = 0.01
+"""Gradio looks into its queue a thousand times a second while nobody asks for anything, unless it is told otherwise."""
+
 
 def build(context: PageContext) -> gr.Blocks:
     """The page with all its tabs, or the bare chat where it is to be embedded."""
@@ -63,6 +66,7 @@ def launch(
     answers to names of this machine only."""
     folders = {example.path.parent for example in context.examples}
     blocks = build(context).queue(max_size=2000, default_concurrency_limit=64)
+    blocks._queue.sleep_when_free = QUEUE_POLL_S
     with _framed_servers(local):
         blocks.launch(
             server_name=host,

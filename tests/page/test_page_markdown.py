@@ -154,3 +154,30 @@ def test_no_text_however_odd_breaks_the_view(pieces: list[str]) -> None:
         text += piece
         growing.blocks(text)
     assert "<script" not in "".join(blocks(text))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *"ab1 *_`~$|<>[]()!&;:-.+=#'\\\r\n",
+                "word ",
+                " more words, and",
+                "é",
+                "图",
+                "$$",
+                "\n\n",
+                "\n- ",
+                "\n1. ",
+                "  \n",
+            ]
+        ),
+        max_size=40,
+    )
+)
+def test_words_that_are_added_without_parsing_look_as_if_they_were_parsed(pieces: list[str]) -> None:
+    growing, parsed, text = GrowingText(), GrowingText(), ""
+    parsed._with_words = lambda text: None  # pyright: ignore[reportAttributeAccessIssue]
+    for piece in pieces:
+        text += piece
+        assert growing.blocks(text) == parsed.blocks(text)
