@@ -6,10 +6,11 @@ So megabytes of pictures need not be in memory, let alone several times over in 
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
+
+import pybase64
 
 from llava_core.chat_protocol import write_call
 from llava_core.errors import BadImage
@@ -83,7 +84,7 @@ def _encoded(picture: ImageFile, begin: int) -> list[bytes]:
                 wanted = min(_PIECE_BYTES, end - at)
                 if len(raw := file.read(wanted)) != wanted:
                     raise EOFError
-                found.append(base64.b64encode(raw))
+                found.append(pybase64.b64encode(raw))
     except (OSError, EOFError):
         raise BadImage("a picture of this chat is no longer on the server; attach it again") from None
     return found
