@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from serve.arena import language
 from serve.arena.language import language_of
 
 
@@ -34,3 +37,12 @@ def test_what_has_no_words_tells_none(text: str) -> None:
 def test_odd_characters_and_length_are_no_trouble() -> None:
     assert language_of("What\0 is\x07 in this\ud800 picture?") == "English"
     assert language_of("Was ist auf dem Bild zu sehen? " * 100_000) == "German"
+
+
+def test_without_the_package_no_language_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycld2", None)
+    language._detector.cache_clear()
+    try:
+        assert language.language_of("What is in this picture?") == ""
+    finally:
+        language._detector.cache_clear()
