@@ -16,6 +16,10 @@ from serve.bench.soak import SoakPlan, bench_soak
 from serve.bench.tables_faults import print_overload, print_soak
 from serve.server import run
 
+WorkerFlag = Annotated[
+    list[str] | None, typer.Option(help="One more word for the workers' command line; repeat it for more.")
+]
+
 
 def overload(
     factor: Annotated[float, typer.Option(min=1, help="Times the capacity that is measured before.")] = 4.0,
@@ -29,13 +33,27 @@ def overload(
     images: Annotated[int, typer.Option(min=0, help="Pictures in each request.")] = 0,
     image_size: opt.ImageSize = opt.DEFAULT_SIZE,
     direct: Annotated[bool, typer.Option("--direct", help="Ask a worker itself, around the controller.")] = False,
+    model_path: opt.ModelPath = None,
+    worker_flag: WorkerFlag = None,
     json: opt.JsonFile = None,
 ) -> None:
-    """Ask several times as much as echo workers can answer: time of refusals, share of the capacity that is used."""
+    """Ask several times as much as workers (echo, or a checkpoint) can answer: time of refusals, capacity in use."""
     check_writable(json)
     head = Head(this_command(), this_machine(), now())
     plan = OverloadPlan(
-        factor, seconds, rounds, running, waiting, words, word_ms, images, parse_size(image_size), workers, direct
+        factor=factor,
+        seconds=seconds,
+        rounds=rounds,
+        running=running,
+        waiting=waiting,
+        words=words,
+        word_ms=word_ms,
+        images=images,
+        image_size=parse_size(image_size),
+        workers=workers,
+        direct=direct,
+        model_path=model_path,
+        flags=tuple(worker_flag or ()),
     )
     with Console(stderr=True).status("measuring"):
         report = run(bench_overload(plan, head))
@@ -54,9 +72,7 @@ def soak(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Our engine with a random checkpoint, made for this, in place of echo.")
     ] = False,
-    worker_flag: Annotated[
-        list[str] | None, typer.Option(help="One more word for the workers' command line; repeat it for more.")
-    ] = None,
+    worker_flag: WorkerFlag = None,
     seed: opt.Seed = 0,
     json: opt.JsonFile = None,
 ) -> None:

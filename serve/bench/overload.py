@@ -22,6 +22,7 @@ from serve.credentials import known_token
 
 _PROBE_S = 0.05
 _WATCH_S = 0.01
+_MODEL = "overload"
 _CHAT = "/v1/chat/completions"
 
 
@@ -41,6 +42,10 @@ class OverloadPlan:
     workers: int = 1
     direct: bool = False
     """To a worker itself, around the controller."""
+    model_path: str | None = None
+    """A checkpoint for our own engine; without it the engine is echo."""
+    flags: tuple[str, ...] = ()
+    """More for the workers' command line."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,9 @@ async def _topology(plan: OverloadPlan) -> AsyncIterator[tuple[str, dict[str, st
     async with AsyncExitStack() as stack:
         there = await stack.enter_async_context(running_controller())
         controller, addresses = there.url, {"controller": there.api}
-        flags = ("--engine", "echo", "--model-name", "echo", "--echo-delay", str(plan.word_ms / 1000))
+        echo = ("--engine", "echo", "--echo-delay", str(plan.word_ms / 1000))
+        engine = echo if plan.model_path is None else ("--model-path", plan.model_path)
+        flags = (*engine, "--model-name", _MODEL, *plan.flags)
         room = ("--max-running", str(plan.running), "--max-waiting", str(plan.waiting), "--controller", controller)
         for number in range(plan.workers):
             worker, _ = await stack.enter_async_context(running("serve.model_worker", (*flags, *room)))
@@ -205,7 +212,13 @@ def _body(plan: OverloadPlan, number: int) -> bytes:
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
     parts.append({"type": "text", "text": " ".join(["word"] * plan.words)})
     message = {"role": "user", "content": parts}
-    return json.dumps({"model": "echo", "messages": [message], "max_tokens": plan.words, "stream": True}).encode()
+    asked = {
+        "model": _MODEL,
+        "messages": [message],
+        "max_tokens": plan.words,
+        "ignore_eos": plan.model_path is not None,
+    }
+    return json.dumps({**asked, "stream": True}).encode()
 
 
 def connector() -> aiohttp.TCPConnector:

@@ -49,7 +49,7 @@ class Pressure:
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         return f"POST {self._path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
-    async def ask(self, request: bytes, *, limit_s: float = 60.0) -> Answered:
+    async def ask(self, request: bytes, *, limit_s: float = 300.0) -> Answered:
         """The answer, read to its end, which may come before all of the request is sent."""
         try:
             async with asyncio.timeout(limit_s):

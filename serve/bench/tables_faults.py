@@ -17,10 +17,12 @@ def print_overload(console: Console, report: OverloadReport) -> None:
     print_head(console, report.head)
     plan = report.plan
     pictures = f"{plan.images} pictures of {plan.image_size[0]}x{plan.image_size[1]}" if plan.images else "no pictures"
+    engine = "echo workers" if plan.model_path is None else f"workers with {plan.model_path}"
+    words = f"words, {plan.word_ms:g} ms between them" if plan.model_path is None else "tokens"
     way = "to a worker itself" if plan.direct else "through the controller's /v1"
     what = (
-        f"{plan.workers} echo workers, {plan.running} running and {plan.waiting} waiting at each; answers of "
-        f"{plan.words} words, {plan.word_ms:g} ms between them; {pictures}; {way}; "
+        f"{plan.workers} {engine}, {plan.running} running and {plan.waiting} waiting at each; answers of "
+        f"{plan.words} {words}; {pictures}; {way}; "
         f"{plan.factor:g} times the capacity for {plan.seconds:g} s; {plan.rounds} rounds"
     )
     console.print(what, style="dim", markup=False, highlight=False, soft_wrap=True)
