@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,10 @@ _SETTLED = 0.1
 _TINY_FLAGS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--kv-memory", "32MiB")
 """So little memory for chats that it is full, and taken again and again, long before the end."""
 MOST_GROWTH = {"rss_mib": 12.0, "descriptors": 4.0, "threads": 2.0}
-"""From the first quarter's median to the last one's, in 20,000 requests or in 200."""
+"""From the first quarter's median to the last one's, in 20,000 requests or in 200; of descriptors between two rests,
+since how many connections are open meanwhile goes with the pace."""
+_REST_S = 6.5
+"""Until connections that nobody uses are closed."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,19 @@ class SoakReport:
     unbalanced: int
     kv_running: float
     samples: dict[str, tuple[Sample, ...]]
+    at_rest: dict[str, tuple[Sample, Sample]]
+    """Once everything had settled and at the end, with nothing to do for a while."""
     kind: Literal["soak"] = "soak"
 
     def trends(self) -> dict[str, dict[str, Trend]]:
-        return {name: {what: _trend(samples, what) for what in MOST_GROWTH} for name, samples in self.samples.items()}
+        found: dict[str, dict[str, Trend]] = {}
+        for name, samples in self.samples.items():
+            found[name] = {what: _trend(samples, what) for what in MOST_GROWTH}
+            first, last = self.at_rest[name]
+            grown = last.descriptors - first.descriptors
+            pace = 1000 * grown / max(1, last.requests - first.requests)
+            found[name]["descriptors"] = Trend(first.descriptors, last.descriptors, pace)
+        return found
 
     def problems(self) -> list[str]:
         """What is not as it should be, in sentences."""
@@ -118,10 +130,10 @@ async def bench_soak(plan: SoakPlan, head: Head, told: Callable[[int], None] = l
         draws, bodies = random.Random(plan.seed), Bodies(plan.words, plan.pictures, plan.aborted, plan.bad)
         outcomes, unexpected = Counter[str](), list[str]()
         samples: dict[str, list[Sample]] = {name: [] for name in pids}
-        numbers, done = iter(range(plan.requests)), 0
+        done = 0
         began, every = loop.time(), max(1, plan.requests // _SAMPLES)
 
-        async def person() -> None:
+        async def person(numbers: Iterator[int]) -> None:
             nonlocal done
             for _ in numbers:
                 kind, body = bodies.draw(draws)
@@ -135,11 +147,20 @@ async def bench_soak(plan: SoakPlan, head: Head, told: Callable[[int], None] = l
                     for name, pid in pids.items():
                         samples[name].append(_sample(pid, done))
 
-        await asyncio.gather(*(person() for _ in range(plan.at_once)))
-        seconds = loop.time() - began
+        async def ask(count: int) -> dict[str, Sample]:
+            numbers = iter(range(count))
+            await asyncio.gather(*(person(numbers) for _ in range(plan.at_once)))
+            await asyncio.sleep(_REST_S)
+            return {name: _sample(pid, done) for name, pid in pids.items()}
+
+        settling = int(plan.requests * _SETTLED)
+        settled = await ask(settling)
+        ended = await ask(plan.requests - settling)
+        seconds = loop.time() - began - 2 * _REST_S
         left = await _until_idle(http, metrics)
     kept = {name: tuple(each) for name, each in samples.items()}
-    return SoakReport(head, plan, seconds, dict(outcomes), tuple(unexpected), *left, kept)
+    at_rest = {name: (settled[name], ended[name]) for name in pids}
+    return SoakReport(head, plan, seconds, dict(outcomes), tuple(unexpected), *left, kept, at_rest)
 
 
 async def _until_idle(http: aiohttp.ClientSession, metrics: dict[str, str]) -> tuple[int, int, float]:

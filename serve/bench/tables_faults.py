@@ -58,7 +58,7 @@ def print_soak(console: Console, report: SoakReport) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in sorted(report.outcomes.items()))
     for line in (f"{asked} requests in {report.seconds:.0f} s ({pace:.0f} a second): {counts}",):
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
-    table = new_table("with the processes it starts", "", "first quarter", "last quarter", "in 1,000 requests", "flat")
+    table = new_table("with the processes it starts", "", "at first", "at last", "in 1,000 requests", "flat")
     names = {"rss_mib": "MiB", "descriptors": "descriptors", "threads": "threads"}
     for name, trends in report.trends().items():
         for what, trend in trends.items():

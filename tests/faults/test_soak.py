@@ -28,11 +28,13 @@ def test_what_grows_is_called_a_problem():
 
     def problems(**changes: float) -> list[str]:
         grown = {"rss": 0.0, "descriptors": 0.0, **changes}
-        report = SoakReport(HEAD, SoakPlan(), 1.0, {}, (), 0, 0, 0.0, {"worker 1": samples(**grown)})
+        taken = samples(**grown)
+        rests = {"worker 1": (taken[10], taken[-1])}
+        report = SoakReport(HEAD, SoakPlan(), 1.0, {}, (), 0, 0, 0.0, {"worker 1": taken}, rests)
         return report.problems()
 
     assert problems() == []
     assert "rss_mib of worker 1" in problems(rss=0.5)[0]
     assert "descriptors of worker 1" in problems(descriptors=0.1)[0]
-    assert SoakReport(HEAD, SoakPlan(), 1.0, {}, (), 1, 0, 0.0, {}).problems()
-    assert "0.5 % of the memory" in SoakReport(HEAD, SoakPlan(), 1.0, {}, (), 0, 0, 0.005, {}).problems()[0]
+    assert SoakReport(HEAD, SoakPlan(), 1.0, {}, (), 1, 0, 0.0, {}, {}).problems()
+    assert "0.5 % of the memory" in SoakReport(HEAD, SoakPlan(), 1.0, {}, (), 0, 0, 0.005, {}, {}).problems()[0]
