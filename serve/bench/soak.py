@@ -30,7 +30,7 @@ _IDLE_S = 60.0
 _SAMPLES = 100
 _SETTLED = 0.1
 """Of a run: caches fill and buffers grow to their size; what comes after it counts."""
-_TINY_FLAGS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--kv-memory", "32MiB")
+_TINY_FLAGS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--kv-memory", "8MiB")
 """So little memory for chats that it is full, and taken again and again, long before the end."""
 MOST_GROWTH = {"rss_mib": 12.0, "descriptors": 4.0, "threads": 2.0}
 """From the first quarter's median to the last one's, in 20,000 requests or in 200; of descriptors between two rests,
