@@ -20,7 +20,7 @@ _PIECE_BYTES = 72 * 1024
 """Written in one step, in which nothing else goes on; of a picture a third more is. A multiple of three, so that the
 pieces' base64 is that of the whole, and so small that the C library reuses the memory: for larger ones the kernel would
 clear new pages every time."""
-_PIECES_AT_ONCE = 8
+_PIECES_AT_ONCE = 24
 """Read in another thread."""
 _LARGE_CHARS = 512 * 1024
 

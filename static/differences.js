@@ -76,11 +76,11 @@ class Differences {
     const key = JSON.stringify([count, isBase, letter]);
     if (pane.differs.dataset.key === key) return;
     pane.differs.dataset.key = key;
-    const words = count ? `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}` : "no word";
+    const words = count ? `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}` : "No word";
     const verb = count > 1 ? "differ" : "differs";
     pane.differs.replaceChildren(...(isBase
-      ? [el("span", {}, `The others are compared with this column; ${words} only here`)]
-      : [el("span", {}, `${words[0].toUpperCase()}${words.slice(1)} ${verb} from ${letter}`),
+      ? [el("span", {}, `The others are compared with this column${count ? `; ${words} only here` : ""}`)]
+      : [el("span", {}, `${words} ${verb} from ${letter}`),
         el("button.ls-action", { type: "button", onclick: () => this.compareWith(pane) }, icon("differ"), el("span", {}, "Compare the others with this"))]));
   }
 

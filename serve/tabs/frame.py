@@ -26,8 +26,10 @@ from serve.tabs import discover
 from serve.tabs.api import add_endpoints
 from serve.tabs.theme import theme
 
+# Gradio looks into its queue a thousand times a second while nobody asks for anything, unless it is told otherwise.
 QUEUE_POLL_S = 0.01
-"""Gradio looks into its queue a thousand times a second while nobody asks for anything, unless it is told otherwise."""
+PROGRESS_POLL_S = 1.0
+"""For bars of progress, of which the page has none."""
 
 
 def build(context: PageContext) -> gr.Blocks:
@@ -67,6 +69,7 @@ def launch(
     folders = {example.path.parent for example in context.examples}
     blocks = build(context).queue(max_size=2000, default_concurrency_limit=64)
     blocks._queue.sleep_when_free = QUEUE_POLL_S
+    blocks._queue.progress_update_sleep_when_free = PROGRESS_POLL_S
     with _framed_servers(local):
         blocks.launch(
             server_name=host,
