@@ -21,7 +21,8 @@ class Differences {
   compareWith(pane) {
     this.side = pane.side;
     stored("tab", "compared-with", this.side);
-    this.update().then(() => pane.differs.focus({ preventScroll: true }));
+    this.chosen = pane; // its button goes, so the focus has to stay somewhere
+    this.soon();
   }
 
   turn(on) {
@@ -60,7 +61,7 @@ class Differences {
   }
 
   paint(panes, turns, found, base) {
-    this.clear();
+    this.clearMarks();
     panes.forEach((pane, place) => {
       const ranges = turns.flatMap((answers, turn) => found[turn][place].flatMap(([start, end]) => rangesOf(answers[place].slice(start, end))));
       CSS.highlights.set(`ls-differs-${place}`, new Highlight(...ranges));
@@ -68,7 +69,10 @@ class Differences {
       pane.differs.hidden = !turns.length;
       this.say(pane, count, place === base, COLUMN_LETTERS[base]);
     });
+    for (const pane of this.view.made) if (!panes.includes(pane)) pane.differs.hidden = true;
     this.painted = true;
+    this.chosen?.differs.focus({ preventScroll: true });
+    this.chosen = null;
   }
 
   // Below a column: how many of its words are marked, and whether the others are compared with it or could be.
@@ -86,9 +90,13 @@ class Differences {
 
   clear() {
     if (!this.painted) return;
-    for (const place of COMPARE_SIDES.keys()) CSS.highlights.delete(`ls-differs-${place}`);
+    this.clearMarks();
     for (const pane of this.view.made) pane.differs.hidden = true;
     this.painted = false;
+  }
+
+  clearMarks() {
+    for (const place of COMPARE_SIDES.keys()) CSS.highlights.delete(`ls-differs-${place}`);
   }
 }
 
