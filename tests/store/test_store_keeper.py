@@ -16,6 +16,7 @@ from sqlalchemy import event, func, select
 
 from llava_core.config import StoreLimits
 from serve.store import conversations as kept
+from serve.store import keeper as keeper_module
 from serve.store.database import Database
 from serve.store.images import fetch_image
 from serve.store.keeper import Keeper, StoreTrouble
@@ -57,6 +58,10 @@ def settle(keeper: Keeper) -> None:
 def load(keeper: Keeper, id: str = "chat-1") -> KeptChat | None:
     settle(keeper)
     return keeper.read(lambda connection: kept.load(connection, id, ME))
+
+
+def said_in(keeper: Keeper, chats: list[KeptChat]) -> list[str]:
+    return [found.messages[1].text for made in chats if (found := load(keeper, made.id))]
 
 
 def images(keeper: Keeper) -> int:
@@ -162,6 +167,33 @@ def test_a_chat_that_is_forgotten_before_it_was_written_never_is(keep: Callable[
     keeper.forget("chat-1")
     keeper.do(lambda connection: kept.remove(connection, "chat-1", ME)).result(20)
     assert load(keeper) is None
+
+
+def test_growing_answers_are_written_together_and_with_nothing_but_their_texts(
+    keep: Callable[..., Keeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, picture = keep(), drawn(tmp_path, "a.png")
+    chats = [with_picture(small_chat(f"chat-{number}", said="It"), picture) for number in range(3)]
+    for made in chats:
+        keeper.note(made.id, lambda made=made: made)
+    settle(keeper)
+    in_full: list[str] = []
+    save = keeper_module.save
+    monkeypatch.setattr(
+        keeper_module, "save", lambda connection, chat, *rest: in_full.append(chat.id) or save(connection, chat, *rest)
+    )
+    grown = [replace(made, messages=(made.messages[0], replace(made.messages[1], text="It is"))) for made in chats]
+    for made in grown:
+        keeper.note(made.id, lambda made=made: made)
+    settle(keeper)
+    assert in_full == []
+    assert said_in(keeper, grown) == ["It is"] * 3
+    keeper.do(lambda connection: kept.remove(connection, "chat-1", ME)).result(60)
+    for made in chats:
+        keeper.note(made.id, lambda made=made: made)
+    settle(keeper)
+    assert "chat-1" in in_full
+    assert said_in(keeper, chats) == ["It"] * 3
 
 
 def test_one_chat_that_cannot_be_kept_is_counted_and_does_not_hold_up_the_others(keep: Callable[..., Keeper]) -> None:
