@@ -159,7 +159,8 @@ def _sizes(sizes: Mapping[str, Footprint] | None) -> str:
 
 In MB: on disk when put together, the weights in memory at bf16 and at NF4 (`:4bit`), and a whole process with Python
 and torch that has answered one question about a picture. Measured on a CPU, where what packing to NF4 needs for a
-moment is more than NF4 saves of so small a model. Our own weights, which are all that this repository holds, are {ours / 1e6:.0f} MB.
+moment is more than NF4 saves of so small a model. Our own weights, which are all that this repository holds,
+are {ours / 1e6:.0f} MB.
 
 | Model | Disk | bf16 weights | bf16 process | NF4 weights | NF4 process |
 |---|---|---|---|---|---|
