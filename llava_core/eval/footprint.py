@@ -11,7 +11,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+from llava_core.run_command import run_command
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {
     "bf16": {"dtype": "bfloat16", "quantize": None},
@@ -74,5 +80,16 @@ def _measure(folder: Path, precision: str) -> tuple[int, int]:
     return sum(held.values()), int(psutil.Process().memory_info().rss)
 
 
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint.")],
+    precision: Annotated[str, typer.Argument(help="bf16 or nf4.")],
+) -> None:
+    """Load a checkpoint, answer about a picture, and print two numbers: bytes of its weights, and of the process."""
+    if precision not in PRECISIONS:
+        raise typer.BadParameter(f"{precision!r} is none of {', '.join(PRECISIONS)}", param_hint="PRECISION")
+    print(json.dumps(_measure(folder, precision)))
+
+
 if __name__ == "__main__":
-    print(json.dumps(_measure(Path(sys.argv[1]), sys.argv[2])))
+    run_command(app)
