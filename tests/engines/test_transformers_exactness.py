@@ -142,10 +142,12 @@ async def test_a_picture_shown_again_is_not_encoded_again(monkeypatch: pytest.Mo
     try:
         encode, seen = engine._loaded.encode, []
         monkeypatch.setattr(engine._loaded, "encode", lambda images: seen.append(len(images)) or encode(images))
-        for owner in ("one", "two", "three"):
-            request = greedy(user(picture(5), f"I am {owner}"), owner=owner)
-            await check(engine, "llava_next", request)
+        for opening in ("Look.", "Well, look here.", "And here?"):
+            # Words before the picture: no keys and values that were kept can stand for it.
+            await check(engine, "llava_next", greedy(user(opening, picture(5), "What is it?"), owner="one"))
         assert seen == [1]
+        await check(engine, "llava_next", greedy(user("Look.", picture(5), "What is it?"), owner="another"))
+        assert seen == [1, 1]
     finally:
         await engine.aclose()
 

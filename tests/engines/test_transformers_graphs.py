@@ -98,7 +98,7 @@ class Graphed(TransformersEngine):
     async def check(self, family: str, *messages: Message, tokens: int = 12) -> None:
         images = [part for message in messages for part in message.images]
         request = greedy(*messages, tokens=tokens)
-        taken = await self._pictures.take(images)
+        taken = await self._pictures.take(images, owner="")
         prompt = self._loaded.prompt(request.messages, taken.pictures)
         assert await token_ids(self, request) == reference(family, prompt, tokens)
 
