@@ -32,6 +32,7 @@ ANSWERED_WITHIN_MS = 300_000
 
 
 def main(folder: Path = STATIC) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as logs, Topology(Path(logs)) as servers, sync_playwright() as playwright:
         servers.controller()
         workers = [
