@@ -19,6 +19,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from typer.testing import CliRunner, Result
+
+from llava_core.train.commands import app
 
 SIDE, PATCH = 28, 14
 COLOURS = {
@@ -37,6 +40,14 @@ _PROSE = (
     "What colour is the square? The square is red. It is green. A blue square on a white ground. yellow "
     "Is it red? Yes, it is. No, it is not. Where does it lie? On the left, on the right, at the top."
 )
+
+
+def run(*words: str | Path) -> Result:
+    """A command of `python -m llava_core.train`; what it failed with, other than an exit code, is raised."""
+    result = CliRunner().invoke(app, [str(word) for word in words], terminal_width=200)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
 
 
 def save_tower(folder: Path, *, kind: str = "clip", side: int = SIDE, seed: int = 0) -> Path:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from llava_core.checkpoints.__main__ import app as checkpoints
 from llava_core.checkpoints.convert import convert
@@ -22,21 +22,13 @@ from llava_core.checkpoints.recognise import recognise
 from llava_core.engines.transformers.engine import TransformersEngine
 from llava_core.errors import BadCheckpoint, BadRequest
 from llava_core.images import to_data_url
-from llava_core.train.commands import app
 from llava_core.types import ImagePart, user
 from tests.checkpoints.originals import ORIGINALS
 from tests.engines.exactness import greedy, token_ids
 from tests.train.conftest import Parts
-from tests.train.parts import COLOURS, QUESTION, draw
+from tests.train.parts import COLOURS, QUESTION, draw, run
 
 FAST = ("--batch-size", "16", "--precision", "fp32", "--no-tensorboard")
-
-
-def run(*words: str | Path) -> Result:
-    result = CliRunner().invoke(app, [str(word) for word in words], terminal_width=200)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -13,26 +13,18 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from typer.testing import CliRunner, Result
 
 from llava_core.checkpoints.load import load_checkpoint
 from llava_core.errors import BadRequest
-from llava_core.train.commands import app
 from llava_core.train.journal import Journal, run_folder
 from llava_core.train.recipes import FINETUNE, PRETRAIN
 from llava_core.train.reporting import Reporter
 from llava_core.train.settings import as_toml, read_config, settle
 from llava_core.train.watch import picture_of
 from tests.train.conftest import Parts
+from tests.train.parts import run
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*words: str | Path) -> Result:
-    result = CliRunner().invoke(app, [str(word) for word in words], terminal_width=200)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
