@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, Engine, Executable, Table, create_engine, eve
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from llava_core.config import StoreLimits
 from llava_core.errors import BadRequest
@@ -90,9 +92,33 @@ class Database:
                 connect_args={"connect_timeout": max(2, int(self._limits.connect_s)), "options": timeout},
             )
         engine = create_engine(self._url, connect_args={"timeout": self._limits.connect_s})
-        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "connect", self._prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+
+    def _prepare_sqlite(self, connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say, so that tables are made in one as well
+        # Of several who turn a new file to WAL at the same time, SQLite refuses one at once, whatever it was told about
+        # waiting: both read, and neither could write before the other stops.
+        patiently = Retrying(
+            retry=retry_if_exception(_is_locked),
+            stop=stop_after_delay(self._limits.connect_s),
+            wait=wait_random(0.001, 0.02),
+            reraise=True,
+        )
+        for pragma in (
+            "auto_vacuum = INCREMENTAL",
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            "foreign_keys = ON",
+            "secure_delete = ON",  # what a person deleted is not to be found in the file
+            "journal_size_limit = 33554432",
+        ):
+            patiently(connection.execute, f"PRAGMA {pragma}")
+        # SQLite's own knows small letters in English only.
+        connection.create_function(
+            "lower", 1, lambda text: text.lower() if isinstance(text, str) else text, deterministic=True
+        )
 
 
 def read_url(url: str) -> URL:
@@ -141,28 +167,13 @@ def _upsert(dialect: str, table: Table, names: tuple[str, ...]) -> Executable:
     return statement.on_conflict_do_update(index_elements=keys, set_=changes)
 
 
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # transactions begin where we say, so that tables are made in one as well
-    cursor = connection.cursor()
-    for pragma in (
-        "auto_vacuum = INCREMENTAL",
-        "journal_mode = WAL",
-        "synchronous = NORMAL",
-        "foreign_keys = ON",
-        "secure_delete = ON",  # what a person deleted is not to be found in the file
-        "journal_size_limit = 33554432",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-    # SQLite's own knows small letters in English only.
-    connection.create_function(
-        "lower", 1, lambda text: text.lower() if isinstance(text, str) else text, deterministic=True
-    )
-
-
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
 
 
 def _inode(file: Path) -> int | None:

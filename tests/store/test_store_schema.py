@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import UTC, datetime
+from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -32,6 +35,21 @@ def test_opening_again_and_side_by_side_changes_nothing(database: Database, url:
     with again.reading() as connection:
         assert connection.scalar(select(func.count()).select_from(BATTLES)) == 1
     again.close()
+
+
+def test_a_new_file_that_another_server_is_writing_is_waited_for(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "chats.db", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE notes (said)")
+    other.execute("BEGIN IMMEDIATE")  # on a file not in WAL mode yet, which SQLite by itself refuses to wait for
+    done = Timer(0.3, other.rollback)
+    done.start()
+    late = Database(f"sqlite:///{tmp_path}/chats.db")
+    late.open()
+    with late.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    done.join()
+    late.close()
+    other.close()
 
 
 def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
