@@ -83,7 +83,9 @@ def rebuild(size: str, out: Path, say: Say, *, seed: int = 1, resume: bool = Fal
     second = _train("finetune", first, chats, out / "stage2", {**STAGE_TWO, **seen}, resume)
     runs = [second]
     for each in PRACTICE_ROUNDS if chosen.practice else ():
-        again = write_practice(out / each.name, drawn, each, part=chosen.practice, seed=seed, say=say)
+        again = write_practice(
+            out / each.name, drawn, each, runs[-1], out / "features", part=chosen.practice, seed=seed, say=say
+        )
         recipe = {**STAGE_TWO, "lora_rank": each.rank, "lora_alpha": 2 * each.rank, "lora_rate": each.rate}
         recipe |= {"projector_rate": each.projector_rate, "max_steps": round(each.steps * chosen.practice)}
         runs.append(_train("finetune", runs[-1], again, out / f"stage2-{each.name}", {**recipe, **seen}, resume))
@@ -144,8 +146,11 @@ def write_data(
     )
 
 
-def write_practice(out: Path, drawn: Pictures, this: Round, *, part: float, seed: int, say: Say) -> Path:
-    """Samples for a round of practice, or for a part of it."""
+def write_practice(
+    out: Path, drawn: Any, this: Round, model: Path, cache: Path, *, part: float, seed: int, say: Say
+) -> Path:
+    """Samples for a round of practice, or for a part of it. `model` is what the round begins with, `cache` where its
+    tower's features are kept."""
     from llava_core.builtin.data.distill import own_answers
     from llava_core.builtin.data.samples import PRACTISED, write_samples
 
@@ -167,6 +172,15 @@ def write_practice(out: Path, drawn: Pictures, this: Round, *, part: float, seed
         kinds=this.kinds,
         drilled=this.drilled,
     )
+    if this.relabelled:
+        from llava_core.builtin.data.relabelled import write_relabelled
+
+        many = max(8, round(this.relabelled * part))
+        say(f"Giving {many} photographs other names")
+        samples = json.loads(chats.read_text("utf-8"))
+        samples += write_relabelled(drawn.real_photos, out, model, cache, many=many, seed=seed)
+        random.Random(seed).shuffle(samples)
+        chats.write_text(json.dumps(samples, indent=1) + "\n", "utf-8")
     return chats
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_core.builtin.data.samples import DRILLS, PRACTICE, SCENE_DRILLS
+from llava_core.builtin.data.samples import DRILLS, KEPT_AWAKE, PRACTICE, SCENE_DRILLS
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ STAGE_TWO: Mapping[str, Any] = {
 @dataclass(frozen=True)
 class Round:
     """More of the second stage, each begun where the one before ended: about how many pictures of which kinds, and
-    with how many of the texts. Not `drilled`, it asks as the second stage does."""
+    with how many of the texts. Not `drilled`, it asks as the second stage does. On top come photographs under other
+    names, `relabelled`."""
 
     name: str
     pictures: int
@@ -71,14 +72,17 @@ class Round:
     seed: int
     drilled: bool = True
     steps: int = 0
+    relabelled: int = 0
 
 
 PRACTICE_ROUNDS: Sequence[Round] = (
     Round("practice", 600, PRACTICE, 0, 16, 4e-4, 2e-4, 1_000, drilled=False),
     Round("practice-2", 1_950, DRILLS, 60, 32, 6e-4, 4e-4, 2_000),
     Round("practice-3", 1_050, SCENE_DRILLS, 40, 16, 3.5e-4, 2.5e-4, 3_000, steps=100),
+    Round("practice-4", 420, KEPT_AWAKE, 90, 16, 4e-4, 3e-4, 4_000, relabelled=1_000),
 )
-"""What the first leaves unsure: places, what is beside what, counts, names of drawings.
+"""What the first leaves unsure: places, what is beside what, counts, names of drawings; at last to believe the tower
+about photographs of whatever kind.
 
 What is shipped was made so, its data with seed 1; its samples' order came of seeds 0, 0, 0, 11 and 12, and its second
 stage ended after 625 of 709 steps.

@@ -5,14 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from llava_core.checkpoints.hub import read_side
+from llava_core.checkpoints.recognise import recognise
 from llava_core.train.dataset import PictureSide
-from llava_core.train.feature_cache import FeatureCache, Features
+from llava_core.train.feature_cache import FeatureCache, Features, cache_key
+from llava_core.train.learn import choose_precision, load_model
 from llava_core.train.records import Picture
+from llava_core.train.settings import settle
+from llava_core.train.tower import register_towers
 
 AT_ONCE = 32
 """Tiles in one call of the tower."""
@@ -24,6 +30,19 @@ class Pace:
 
     seconds: float
     size: int
+
+
+def tower_of(path: Path, root: Path) -> tuple[Any, PictureSide, FeatureCache]:
+    """A checkpoint, what prepares pictures for its tower, and the cache of that tower's features below `root`: the one
+    that a run with `--cache root` looks into."""
+    register_towers()
+    found = recognise(str(path))
+    side = PictureSide(read_side(found).vision)
+    settings = settle("finetune", None, {"model": str(path)})
+    precision = choose_precision(settings.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(found, settings, precision)
+    key = cache_key(model, side.vision.processor, precision.frozen)
+    return model, side, FeatureCache(root, key, precision.frozen)
 
 
 def missing(pictures: Iterable[Picture], cache: FeatureCache) -> list[tuple[str, Picture]]:

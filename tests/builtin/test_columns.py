@@ -94,3 +94,24 @@ def test_the_likeliest_name_is_said_aloud_even_where_none_is_likely() -> None:
     name = COLUMNS.lay_out(seen, maps())[0, 0, COLUMNS.place("name")]
     assert name.argmax() == 2
     assert name[2] > 0.9
+
+
+def test_a_sure_class_makes_a_photograph_of_what_could_be_any_kind() -> None:
+    seen = described()
+    seen["kinds"][0] = torch.tensor([-0.4, -0.5, -1.2, -1.7, -1.9, -0.6])
+    seen["classes"][0, 285] = 12
+    whole = COLUMNS.lay_out(seen, maps())[0, 0]
+    assert whole[COLUMNS.place("kind")][KINDS.index("photo")] > 0.9
+    assert whole[COLUMNS.place("class")].argmax() == 285
+    assert whole[COLUMNS.place("class")].max() > 0.8
+
+
+def test_what_is_plainly_a_drawing_stays_one_however_sure_its_class() -> None:
+    seen = described()
+    seen["kinds"][0, KINDS.index("drawing")] = 4
+    seen["classes"][0, 954] = 12
+    seen["names"][0, 3] = 1
+    whole = COLUMNS.lay_out(seen, maps())[0, 0]
+    assert whole[COLUMNS.place("kind")][KINDS.index("drawing")] > 0.9
+    assert whole[COLUMNS.place("name")].max() > 0.8
+    assert whole[COLUMNS.place("class")].max() < 0.1

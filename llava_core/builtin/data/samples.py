@@ -31,6 +31,11 @@ SCENE_DRILLS: Mapping[str, float] = {
     "shapes": 0.56, "photo shapes": 0.03, "icon": 0.15, "icons": 0.04, "photo icon": 0.02, "text": 0.08,
     "chart": 0.04, "photo": 0.05, "real photo": 0.03,
 }  # fmt: skip
+KEPT_AWAKE: Mapping[str, float] = {
+    "shapes": 0.42, "photo shapes": 0.03, "icon": 0.19, "icons": 0.04, "photo icon": 0.04, "text": 0.11,
+    "photo text": 0.01, "chart": 0.05, "photo": 0.11,
+}  # fmt: skip
+"""All else, for the round in which photographs are practised."""
 PRACTISED = ("position", "at place", "reference", "count", "color", "icon", "list", "reading", "photo", "yes/no")
 _REFERENCES = 0.35
 """Part of the scenes that a chat of three turns leads through, each leaning on the last."""
@@ -66,7 +71,7 @@ def write_samples(
         path = _saved(drawn, place, f"{seed}-{index}")
         if index < captions:
             words = caption(drawn, random.Random(f"{seed}/caption/{index}"))
-            aligned.append(_record(f"caption-{index}", path, [("", words)]))
+            aligned.append(record(f"caption-{index}", path, [("", words)]))
         for turn in range(rounds):
             dice = random.Random(f"{seed}/chat/{index}/{turn}")
             if drilled and turn and drawn.kind != "shapes":
@@ -74,9 +79,9 @@ def write_samples(
             about = drill(drawn, dice) if drilled else chat_about(drawn, dice, skills=skills)
             turns = [(ask.question, ask.answer) for ask in about]
             if turns:
-                talked.append(_record(f"chat-{index}-{turn}", path, turns))
+                talked.append(record(f"chat-{index}-{turn}", path, turns))
     say(f"{len(aligned)} captions and {len(talked)} chats about {pictures} pictures written")
-    talked += [_record(f"text-{index}", None, [pair]) for index, pair in enumerate(texts)]
+    talked += [record(f"text-{index}", None, [pair]) for index, pair in enumerate(texts)]
     random.Random(seed).shuffle(talked)
     first, second = folder / "captions.json", folder / "chats.json"
     first.write_text(json.dumps(aligned, indent=1) + "\n", "utf-8")
@@ -110,7 +115,8 @@ def _saved(drawn: Drawn, pictures: Path, stem: str) -> str:
     return f"pictures/{path.name}"
 
 
-def _record(name: str, picture: str | None, turns: Iterable[tuple[str, str]]) -> Record:
+def record(name: str, picture: str | None, turns: Iterable[tuple[str, str]]) -> Record:
+    """One sample of questions and answers in turn; `picture` is relative to its file."""
     conversations: list[dict[str, str]] = []
     for index, (question, answer) in enumerate(turns):
         mark = "<image>\n" if picture and index == 0 else ""
