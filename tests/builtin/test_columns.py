@@ -108,7 +108,7 @@ def test_a_sure_class_makes_a_photograph_of_what_could_be_any_kind() -> None:
 
 def test_what_is_plainly_a_drawing_stays_one_however_sure_its_class() -> None:
     seen = described()
-    seen["kinds"][0, KINDS.index("drawing")] = 4
+    seen["kinds"][0, KINDS.index("drawing")] = 4.5
     seen["classes"][0, 954] = 12
     seen["names"][0, 3] = 1
     whole = COLUMNS.lay_out(seen, maps())[0, 0]
