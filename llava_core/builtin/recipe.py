@@ -79,7 +79,7 @@ PRACTICE_ROUNDS: Sequence[Round] = (
     Round("practice", 600, PRACTICE, 0, 16, 4e-4, 2e-4, 1_000, drilled=False),
     Round("practice-2", 1_950, DRILLS, 60, 32, 6e-4, 4e-4, 2_000),
     Round("practice-3", 1_050, SCENE_DRILLS, 40, 16, 3.5e-4, 2.5e-4, 3_000, steps=100),
-    Round("practice-4", 420, KEPT_AWAKE, 60, 16, 4e-4, 3e-4, 4_000, relabelled=1_000),
+    Round("practice-4", 650, KEPT_AWAKE, 60, 16, 4e-4, 3e-4, 4_000, relabelled=3_500),
 )
 """What the first leaves unsure: places, what is beside what, counts, names of drawings; at last to believe the tower
 about photographs of whatever kind.

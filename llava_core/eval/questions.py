@@ -27,6 +27,7 @@ SKILLS: Mapping[str, tuple[str, str]] = {
     "icon": ("icon", "name of an unseen drawing, of 814"),
     "photo": ("photo", "class of a CIFAR-10 test photograph, of ten"),
     "photo yes/no": ("photo", "yes or no about a photograph"),
+    "large photo": ("large photo", "the tower's own word for a photograph of COCO"),
 }
 """The kind of picture each skill is asked about, and what it is in words."""
 AIMS: Mapping[str, int] = {
@@ -73,11 +74,16 @@ def _of_skill(sources: Pictures, skill: str, many: int) -> list[Question]:
     kind = SKILLS[skill][0]
     found: list[Question] = []
     given: Counter[str] = Counter()
+    files: set[str] = set()
     for attempt in range(many * 60):
         if len(found) == many:
             break
         dice = random.Random(f"{SEED}/{skill}/{attempt}")
         drawn = sources.draw(kind, dice)
+        file = drawn.facts.get("file", "")
+        if file and file in files:  # there are few of these
+            continue
+        files.add(file)
         if skill == "reference":
             led = references(drawn, dice)
             if led:

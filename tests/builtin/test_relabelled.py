@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from llava_core.builtin.anchors import class_names
 from llava_core.builtin.columns import KINDS, Columns
 from llava_core.builtin.data.real_photos import RealPhotos
 from llava_core.builtin.data.relabelled import Relabelled, asks, moved, relabelled, write_relabelled
+from llava_core.builtin.everyday import GENERAL, everyday, everyday_names
 from llava_core.builtin.tower import SeeingConfig, SeeingTower
 from llava_core.train.build import build
 from llava_core.train.encode import missing, tower_of
@@ -50,14 +50,38 @@ def test_an_unsure_one_still_is_likeliest_a_photograph_of_its_class() -> None:
     assert found[COLUMNS.place("name")].sum() + found[COLUMNS.place("small photo")].sum() == pytest.approx(0.4)
 
 
+def test_regions_may_show_other_things_while_the_whole_is_what_is_asked_about() -> None:
+    table = torch.zeros(36, COLUMNS.total)
+    table[0, CLASSES.start + 99] = 0.8
+    table[2:11, CLASSES.start + 99] = 0.4
+    apart = 0
+    for seed in range(100):
+        found = moved(table, Relabelled("", 5, 1, 1), COLUMNS, random.Random(seed))
+        assert found[0, CLASSES].argmax() == 104
+        assert found[2:11, CLASSES].amax(1) == pytest.approx(torch.full((9,), 0.4))
+        apart += bool((found[2:11, CLASSES].argmax(1) != 104).any())
+    assert 20 < apart < 60
+
+
+def test_everyday_names_cover_every_class_and_put_what_people_do_not_tell_apart_under_one_name() -> None:
+    names = everyday_names()
+    assert len(names) == 1000
+    assert all(names)
+    assert 600 < len(set(names)) < 680
+    assert [everyday(name) for name in ("Egyptian cat", "espresso", "sorrel", "ice bear", "beagle", "zebra")] == [
+        "cat", "cup of coffee", "horse", "polar bear", "dog", "zebra",
+    ]  # fmt: skip
+    assert set(names) >= GENERAL
+
+
 def test_answers_name_the_class_and_say_no_of_others() -> None:
-    names = class_names()
+    names = everyday_names()
     said: Counter[str] = Counter()
     for seed in range(1_500):
         dice = random.Random(seed)
         label = dice.randrange(1_000)
         for ask in asks(label, dice):
-            if ask.skill == "real photo":
+            if ask.skill == "large photo":
                 assert names[label] in ask.answer
             elif "an animal?" in ask.question:
                 assert ask.key == ("yes" if label < 398 else "no")

@@ -19,9 +19,10 @@ _TESTED = 0.15
 class RealPhotos:
     """The photographs below a package's folder that the classifier is sure about."""
 
-    def __init__(self, folder: Path, labels: dict[str, str], *, tested: bool) -> None:
+    def __init__(self, folder: Path, labels: dict[str, str], *, tested: bool | None) -> None:
+        """Those that are kept for tests, those that are not, or (None) all."""
         self._folder = folder
-        self.labels = {name: label for name, label in labels.items() if _is_tested(name) is tested}
+        self.labels = {name: label for name, label in labels.items() if tested in (None, _is_tested(name))}
         self.names = sorted(self.labels)
 
     def picture(self, name: str) -> Image.Image:

@@ -2,26 +2,34 @@
 
 The sharp photographs there are to learn from show birds. So the classes that the tower sees in one are moved on
 together by a random number of places: ImageNet lists what is alike side by side, and a goose beside a swan becomes one
-tool beside another. What is learned is to take the tower's word for any of the thousand classes.
+tool beside another. Regions may be moved on by themselves, for what else lies around in a picture. What is learned is
+to take the tower's word for any of the thousand classes, under the name that people have for it.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llava_core.builtin.anchors import class_names
-from llava_core.builtin.columns import KINDS, Columns
+from llava_core.builtin.columns import KINDS, REGIONS, Columns
 from llava_core.builtin.data.real_photos import RealPhotos
+from llava_core.builtin.data.samples import record
 from llava_core.builtin.data.talk import Ask, a, is_there
+from llava_core.builtin.everyday import GENERAL, everyday_names
+from llava_core.train.dataset import PictureSide
+from llava_core.train.encode import encode, tower_of
+from llava_core.train.feature_cache import Features
 
 _ANIMALS = 398
 """ImageNet's classes before this one are animals; none after it is."""
 _NEAR = 8
+_LITTERED = 0.4
+"""Part of the pictures that show other things too, in half of their regions."""
 _QUESTIONS = (
     "What is in this picture?", "What is in the picture?", "What does this picture show?", "What is in this photo?",
     "What is this?", "What do you see?", "Describe the photo.", "Describe this picture.", "What does the photo show?",
@@ -52,6 +60,10 @@ def moved(table: torch.Tensor, what: Relabelled, columns: Columns, dice: random.
     table = table.clone()
     classes, kinds, names, small = (columns.place(group) for group in ("class", "kind", "name", "small photo"))
     table[:, classes] = table[:, classes].roll(what.step, -1) * what.photo * what.sure
+    if dice.random() < _LITTERED:
+        for region in table[2 : 2 + REGIONS, classes]:
+            if dice.random() < 0.5:
+                region.copy_(region.roll(dice.randrange(Columns.CLASSES)))
     rest = 1 - what.photo
     if rest:
         drawing = rest * dice.random()
@@ -66,21 +78,19 @@ def moved(table: torch.Tensor, what: Relabelled, columns: Columns, dice: random.
 
 def asks(label: int, dice: random.Random) -> list[Ask]:
     """One or two questions about a photograph of this class: what it shows, and whether it shows something."""
-    names = class_names()
-    name = names[label]
+    names = everyday_names()
+    name, animal = names[label], label < _ANIMALS
     answers = (f"This is a photo of {a(name)}.", f"This is a photo of {a(name)}.", f"The photo shows {a(name)}.")
-    naming = Ask("real photo", dice.choice(_QUESTIONS), dice.choice(answers), name)
+    naming = Ask("large photo", dice.choice(_QUESTIONS), dice.choice(answers), name)
     if dice.random() < 0.25:
-        animal = label < _ANIMALS
         answer = f"Yes, there is {a(name)}." if animal else f"No, it shows {a(name)}."
         other = Ask("yes/no", "Is there an animal?", answer, "yes" if animal else "no")
     else:
         step = dice.choice((-1, 1)) * dice.randint(1, _NEAR) if dice.random() < 0.3 else dice.randrange(1, len(names))
         missing = names[(label + step) % len(names)]
-        # Two classes have the same name.
-        yes = dice.random() < 0.5 or missing == name
+        yes = dice.random() < 0.5 or missing == name or (animal and missing in GENERAL)
         other = is_there(name if yes else missing, yes, dice)
-    return dice.choices(([naming], [naming, other], [other]), (0.55, 0.25, 0.2))[0]
+    return dice.choices(([naming], [naming, other], [other]), (0.6, 0.2, 0.2))[0]
 
 
 def write_relabelled(
@@ -88,35 +98,34 @@ def write_relabelled(
 ) -> list[dict[str, Any]]:
     """Samples about `many` of them, each with a file of its own in `folder/pictures`. What the tower of `model` is made
     to say about it lies in `cache`, where training looks."""
-    from llava_core.builtin.data.samples import record
-    from llava_core.train.encode import encode, tower_of
-    from llava_core.train.feature_cache import Features
-
     place = folder / "pictures"
     place.mkdir(parents=True, exist_ok=True)
     tower, side, kept = tower_of(model, cache)
     columns = Columns(tower.config.vision_config.names)
-    tables: dict[str, Features] = {}
     records: list[dict[str, Any]] = []
     features: list[tuple[str, Features]] = []
-    for index in range(many):
-        what = relabelled(photos, index, seed)
-        dice = random.Random(f"{seed}/moved/{index}")
-        path = place / f"relabelled-{seed}-{index}.jpg"
-        # The comment makes it a picture of its own.
-        photos.picture(what.name).save(path, quality=92, comment=f"{seed}/{index}".encode())
-        if what.name not in tables:
-            pixels, (height, width), _ = side.prepare(path)
-            with torch.inference_mode():
-                [rows] = encode(tower, [pixels])
-            tables[what.name] = Features(rows, (width, height))
-        seen = tables[what.name]
-        table = moved(seen.rows[0], what, columns, dice)
-        features.append((kept.key_of(path), Features(table[None], seen.size)))
-        asked = asks(int(table[0, columns.place("class")].argmax()), dice)
-        turns = [(ask.question, ask.answer) for ask in asked]
-        records.append(record(f"relabelled-{index}", f"pictures/{path.name}", turns))
+    wanted = sorted(((relabelled(photos, index, seed), index) for index in range(many)), key=lambda one: one[0].name)
+    for name, some in groupby(wanted, key=lambda one: one[0].name):
+        picture, seen = photos.picture(name), None
+        for what, index in some:
+            dice = random.Random(f"{seed}/moved/{index}")
+            path = place / f"relabelled-{seed}-{index}.jpg"
+            # The comment makes it a picture of its own.
+            picture.save(path, quality=92, comment=f"{seed}/{index}".encode())
+            seen = seen or _seen(tower, side, path)
+            table = moved(seen.rows[0], what, columns, dice)
+            features.append((kept.key_of(path), Features(table[None], seen.size)))
+            asked = asks(int(table[0, columns.place("class")].argmax()), dice)
+            turns = [(ask.question, ask.answer) for ask in asked]
+            records.append(record(f"relabelled-{index}", f"pictures/{path.name}", turns))
     kept.remember()
     with kept.writer() as writer:
         writer.add(features)
     return records
+
+
+def _seen(tower: Any, side: PictureSide, path: Path) -> Features:
+    pixels, (height, width), _ = side.prepare(path)
+    with torch.inference_mode():
+        [rows] = encode(tower, [pixels])
+    return Features(rows, (width, height))

@@ -32,8 +32,8 @@ SCENE_DRILLS: Mapping[str, float] = {
     "chart": 0.04, "photo": 0.05, "real photo": 0.03,
 }  # fmt: skip
 KEPT_AWAKE: Mapping[str, float] = {
-    "shapes": 0.42, "photo shapes": 0.03, "icon": 0.19, "icons": 0.04, "photo icon": 0.04, "text": 0.11,
-    "photo text": 0.01, "chart": 0.05, "photo": 0.11,
+    "shapes": 0.38, "photo shapes": 0.03, "icon": 0.25, "icons": 0.04, "photo icon": 0.04, "text": 0.10,
+    "photo text": 0.01, "chart": 0.05, "photo": 0.10,
 }  # fmt: skip
 """All else, for the round in which photographs are practised."""
 PRACTISED = ("position", "at place", "reference", "count", "color", "icon", "list", "reading", "photo", "yes/no")

@@ -18,6 +18,7 @@ from llava_core.builtin.data.photos import SmallPhotos
 from llava_core.builtin.data.real_photos import RealPhotos
 from llava_core.builtin.data.scenes import draw_icons, draw_scene
 from llava_core.builtin.data.texts import draw_text
+from llava_core.builtin.everyday import everyday
 
 _WORD = re.compile(r"[a-z]{3,8}")
 _TESTED_WORDS = 0.2
@@ -52,6 +53,8 @@ class Sources:
     vocabulary: tuple[str, ...]
     real_photos: RealPhotos
     tested: bool = False
+    large_photos: RealPhotos | None = None
+    """Only to be asked about."""
 
     @cached_property
     def icons(self) -> list[Icon]:
@@ -80,7 +83,8 @@ class Sources:
         return Drawn(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), "small photo", name=labels[index])
 
     def draw(self, what: str, dice: random.Random) -> Drawn:
-        """A picture of a kind: shapes, photo shapes, text, photo text, chart, icon, icons, photo, real photo."""
+        """A picture of a kind: shapes, photo shapes, text, photo text, chart, icon, icons, photo, real photo, large
+        photo."""
         behind = self.photo(dice).image if what.startswith("photo ") else None
         if what.endswith("shapes"):
             return draw_scene(dice, behind)
@@ -94,9 +98,10 @@ class Sources:
             others = [icon.name for icon in dice.sample(self.icons, 4)]
             drawn = draw_icons(dice, some, behind, shapes=many > 1 and dice.random() < 0.3)
             return replace(drawn, facts={"other names": "|".join(others)})
-        if what == "real photo":
-            name = dice.choice(self.real_photos.names)
-            return Drawn(self.real_photos.picture(name), "photo", name=self.real_photos.labels[name])
+        photos = {"real photo": self.real_photos, "large photo": self.large_photos}.get(what)
+        if photos:
+            name = dice.choice(photos.names)
+            return Drawn(photos.picture(name), "photo", name=everyday(photos.labels[name]), facts={"file": name})
         return self.photo(dice)
 
     def _words_to_read(self, dice: random.Random) -> list[str]:

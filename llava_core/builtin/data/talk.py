@@ -366,7 +366,7 @@ def _real_photo(drawn: Drawn, dice: random.Random) -> list[Ask]:
         )
     )
     answer = dice.choice((f"This is a photo of {a(drawn.name)}.", f"The photo shows {a(drawn.name)}."))
-    found = [Ask("real photo", question, answer, drawn.name)]
+    found = [Ask("large photo", question, answer, drawn.name)]
     if dice.random() < 0.5:
         found.append(Ask("yes/no", "Is there an animal?", f"Yes, there is {a(drawn.name)}.", "yes"))
         found.append(is_there(dice.choice(("car", "ship", "house", "computer", "chair")), False, dice))
