@@ -191,13 +191,16 @@ a package, and none is trained on.
 """
 
 _SHIPPED = """
-Training: 1,200 captions; 5,000 chats in 625 of 709 planned steps of 8, the rate nearly at its end; then three rounds
-of practice, 150, 356 and 100 steps of 8, in which what was unsure is asked more often: places, what is beside what,
-counts, names of drawings. Before the second of them the tower was made to say its likeliest name for a drawing aloud,
-however unsure it is: until then no drawing was named. What is missing in names is the tower's share (its likeliest
+Training: 1,200 captions; 5,000 chats in 625 of 709 planned steps of 8, the rate nearly at its end; then five rounds
+of practice, 150, 356, 100, 561 and 132 steps of 8, in which what was unsure is asked more often: places, what is beside
+what, counts, names of drawings, in the fourth photographs, in the fifth what people ask first, what a picture shows.
+The sharp photographs there are to learn from show birds; so the classes that the tower sees in them were moved on among
+ImageNet's thousand, and the answer names what they became, as people call it: ImageNet's sorrel is a horse. Before the
+second round the tower was made to say its likeliest name for a drawing aloud, however unsure it is: until then no
+drawing was named. Before the fourth it was told that what might be a photograph is one: it had learned kinds of
+pictures from few sharp ones. What is missing in names is the tower's share (its likeliest
 name is right for about three unseen drawings in ten), what is missing in counts and references mostly the language
-model's. The adapters of all rounds are shipped as one of rank 46, which keeps 97.9 % of their energy; the figures are
-of what is shipped.
+model's. The adapters of all rounds are shipped as one of rank 46; the figures are of what is shipped.
 """
 
 _CLASSIFIER = """The classifier was trained on ImageNet, whose pictures were licensed for research; its class names are

@@ -187,6 +187,7 @@ def write_practice(
         skills=() if this.drilled else PRACTISED,
         kinds=this.kinds,
         drilled=this.drilled,
+        opened=this.opened,
     )
     if this.relabelled:
         from llava_core.builtin.data.relabelled import write_relabelled

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_core.builtin.data.samples import DRILLS, KEPT_AWAKE, PRACTICE, SCENE_DRILLS
+from llava_core.builtin.data.samples import DESCRIBED, DRILLS, KEPT_AWAKE, PRACTICE, SCENE_DRILLS
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ STAGE_TWO: Mapping[str, Any] = {
 class Round:
     """More of the second stage, each begun where the one before ended: about how many pictures of which kinds, and
     with how many of the texts. Not `drilled`, it asks as the second stage does. On top come photographs under other
-    names, `relabelled`."""
+    names, `relabelled`; `opened` chats begin with what a picture shows."""
 
     name: str
     pictures: int
@@ -73,6 +73,7 @@ class Round:
     drilled: bool = True
     steps: int = 0
     relabelled: int = 0
+    opened: bool = False
 
 
 PRACTICE_ROUNDS: Sequence[Round] = (
@@ -80,6 +81,7 @@ PRACTICE_ROUNDS: Sequence[Round] = (
     Round("practice-2", 1_950, DRILLS, 60, 32, 6e-4, 4e-4, 2_000),
     Round("practice-3", 1_050, SCENE_DRILLS, 40, 16, 3.5e-4, 2.5e-4, 3_000, steps=100),
     Round("practice-4", 650, KEPT_AWAKE, 60, 16, 4e-4, 3e-4, 4_000, relabelled=3_500),
+    Round("practice-5", 400, DESCRIBED, 30, 16, 3.5e-4, 2.5e-4, 5_000, relabelled=400, opened=True),
 )
 """What the first leaves unsure: places, what is beside what, counts, names of drawings; at last to believe the tower
 about photographs of whatever kind.

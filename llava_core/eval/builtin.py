@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from llava_core.eval.questions import SKILLS, Question, held_out, is_right
 from llava_core.eval.text_questions import text_questions
 
 Say = Callable[[str], None]
-_ANSWER = 24
-"""Tokens of an answer about a picture; those that count are short."""
 _TEXT_ANSWER = 40
 
 
@@ -69,7 +67,7 @@ def evaluate(
     if blind:
         blank = Image.new("RGB", (288, 288), (127, 127, 127))
         say("the same with a blank picture")
-        unseen = ask_all(answerer, [Question(q.skill, blank, q.turns, q.key) for q in questions], say)
+        unseen = ask_all(answerer, [replace(q, image=blank) for q in questions], say)
     scores: list[Score] = []
     for skill in skills:
         rows = [index for index, question in enumerate(questions) if question.skill == skill]
@@ -108,9 +106,8 @@ def ask_all(answerer: Any, questions: list[Question], say: Say) -> list[str]:
             chats[row].append({"role": "user", "content": questions[row].turns[turn]})
         for at in range(0, len(rows), 64):
             some = rows[at : at + 64]
-            answers = answerer.answer(
-                [chats[row] for row in some], [questions[row].image for row in some], most=_ANSWER
-            )
+            most = max(questions[row].most for row in some)
+            answers = answerer.answer([chats[row] for row in some], [questions[row].image for row in some], most=most)
             for row, answer in zip(some, answers, strict=True):
                 chats[row].append({"role": "assistant", "content": answer})
                 last[row] = answer

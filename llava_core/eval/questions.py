@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from llava_core.builtin.data.sources import Pictures
-from llava_core.builtin.data.talk import asks, references
+from llava_core.builtin.data.talk import asks, described, references
 
 SEED = 20_260
 """Training counts its seeds from 1; words, icons and photographs are split besides."""
@@ -28,6 +28,7 @@ SKILLS: Mapping[str, tuple[str, str]] = {
     "photo": ("photo", "class of a CIFAR-10 test photograph, of ten"),
     "photo yes/no": ("photo", "yes or no about a photograph"),
     "large photo": ("large photo", "the tower's own word for a photograph of COCO"),
+    "describe": ("shapes", "all shapes of a picture named in one answer"),
 }
 """The kind of picture each skill is asked about, and what it is in words."""
 AIMS: Mapping[str, int] = {
@@ -45,12 +46,13 @@ AIMS: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class Question:
-    """Turns to ask in order; the last answer counts, and is right when it holds `key`."""
+    """Turns to ask in order; the last answer, of up to `most` tokens, counts, and is right when it holds `key`."""
 
     skill: str
     image: Image.Image
     turns: tuple[str, ...]
     key: str
+    most: int = 24
 
 
 def held_out(sources: Pictures, per_skill: int, skills: Iterable[str] = tuple(SKILLS)) -> list[Question]:
@@ -60,14 +62,17 @@ def held_out(sources: Pictures, per_skill: int, skills: Iterable[str] = tuple(SK
 
 
 def is_right(skill: str, answer: str, key: str) -> bool:
-    """Whether an answer holds the key, as whole words; letters count as the word they spell."""
+    """Whether an answer holds the key, as whole words; letters count as the word they spell. Of a description the key
+    is all that it must name, apart by "|": things that are there twice, twice."""
+    if skill == "describe":
+        parts = Counter(tuple(_words(part)) for part in key.split("|"))
+        return all(_times(_words(answer), part) >= many for part, many in parts.items())
     if skill == "reading":
         return _letters(key) == _letters(answer.partition('"')[2].partition('"')[0] or answer)
     said = _words(answer)
     if "yes/no" in skill:
         return said[:1] == [key]
-    wanted = _words(key)
-    return any(said[at : at + len(wanted)] == wanted for at in range(len(said) - len(wanted) + 1))
+    return _times(said, tuple(_words(key))) > 0
 
 
 def _of_skill(sources: Pictures, skill: str, many: int) -> list[Question]:
@@ -89,6 +94,9 @@ def _of_skill(sources: Pictures, skill: str, many: int) -> list[Question]:
             if led:
                 found.append(Question(skill, drawn.image, tuple(ask.question for ask in led), led[-1].key))
             continue
+        if skill == "describe":
+            found += [Question(skill, drawn.image, (ask.question,), ask.key, 96) for ask in described(drawn, dice)]
+            continue
         of_skill = [ask for ask in asks(drawn, dice) if ask.skill == skill.removeprefix("photo ")]
         for ask in of_skill[:1]:
             # "yes" and "no" in equal parts, whatever the dice say.
@@ -97,6 +105,10 @@ def _of_skill(sources: Pictures, skill: str, many: int) -> list[Question]:
             given[ask.key] += 1
             found.append(Question(skill, drawn.image, (ask.question,), ask.key))
     return found
+
+
+def _times(said: list[str], wanted: tuple[str, ...]) -> int:
+    return sum(tuple(said[at : at + len(wanted)]) == wanted for at in range(len(said) - len(wanted) + 1))
 
 
 def _words(text: str) -> list[str]:

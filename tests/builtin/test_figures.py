@@ -22,6 +22,9 @@ from llava_core.eval.text_questions import text_questions
         ("reading", 'It says "H O U S E".', "H O U S E", True),
         ("reading", "house", "H O U S E", True),
         ("reading", 'It says "H O U S".', "H O U S E", False),
+        ("describe", "There are two shapes: a red bar and a red bar.", "red bar|red bar", True),
+        ("describe", "There are two shapes: a red bar and a blue bar.", "red bar|red bar", False),
+        ("describe", "There is a red star.", "red star|blue ring", False),
         ("text", "The capital of Mexico is Mexico City.", "Mexico City", True),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 from llava_core.builtin.data.drawing import Drawn
 from llava_core.builtin.data.drills import drill
 from llava_core.builtin.data.sources import Pictures
-from llava_core.builtin.data.talk import Ask, asks, caption, references
+from llava_core.builtin.data.talk import Ask, asks, caption, described, references
 
 CHATS: Mapping[str, float] = {
     "shapes": 0.4, "photo shapes": 0.05, "text": 0.17, "photo text": 0.03, "chart": 0.09,
@@ -36,10 +36,15 @@ KEPT_AWAKE: Mapping[str, float] = {
     "photo text": 0.01, "chart": 0.05, "photo": 0.10,
 }  # fmt: skip
 """All else, for the round in which photographs are practised."""
+DESCRIBED: Mapping[str, float] = {
+    "shapes": 0.52, "photo shapes": 0.04, "icon": 0.12, "icons": 0.04, "text": 0.09, "photo text": 0.01, "chart": 0.10,
+    "photo": 0.08,
+}  # fmt: skip
 PRACTISED = ("position", "at place", "reference", "count", "color", "icon", "list", "reading", "photo", "yes/no")
 _REFERENCES = 0.35
 """Part of the scenes that a chat of three turns leads through, each leaning on the last."""
 _TURNS = 5
+_AFTER_OPENING = 3
 Record = dict[str, Any]
 
 
@@ -56,11 +61,13 @@ def write_samples(
     skills: Collection[str] = (),
     kinds: Mapping[str, float] = CHATS,
     drilled: bool = False,
+    opened: bool = False,
 ) -> tuple[Path, Path]:
     """Files for the two stages: the first pictures with captions, all of them with `rounds` chats each.
 
     `texts` are questions without a picture, with answers, mixed into the second. Of `skills`, when there are any, is
-    all that is asked; `kinds` says how often there is which picture.
+    all that is asked; `kinds` says how often there is which picture. `opened` chats begin with what people ask first:
+    what the picture shows.
     """
     place = folder / "pictures"
     place.mkdir(parents=True, exist_ok=True)
@@ -77,6 +84,8 @@ def write_samples(
             if drilled and turn and drawn.kind != "shapes":
                 continue
             about = drill(drawn, dice) if drilled else chat_about(drawn, dice, skills=skills)
+            if opened and (first := described(drawn, dice)):
+                about = [*first, *about[:_AFTER_OPENING]]
             turns = [(ask.question, ask.answer) for ask in about]
             if turns:
                 talked.append(record(f"chat-{index}-{turn}", path, turns))

@@ -59,6 +59,35 @@ def caption(drawn: Drawn, dice: random.Random) -> str:
     return f"{COUNTS[many].capitalize()} {what}{'s' * (many > 1)}: {listed}."
 
 
+_DESCRIBE = (
+    "What is in this picture?", "What is in the picture?", "Describe this picture.", "Describe the picture.",
+    "Describe this image.", "What do you see?", "What does this picture show?", "What is this?", "What is shown here?",
+)  # fmt: skip
+
+
+def described(drawn: Drawn, dice: random.Random) -> list[Ask]:
+    """What people ask first, answered with all there is to say: of shapes, text and charts. `key` holds what a whole
+    answer names, apart by "|"."""
+    if drawn.kind == "text":
+        lines = [f'"{_spelled(word)}"' for word in drawn.words]
+        answer, parts = f"This is a picture of text. It says {' and below it '.join(lines)}.", drawn.words
+    elif drawn.kind == "chart":
+        listed = [f"bar {bar.label} is {bar.colour} with {bar.value}" for bar in drawn.things]
+        answer = f"This is a bar chart with {COUNTS[len(listed)]} bars: {_listed(listed)}."
+        parts = tuple(f"{bar.label} is {bar.colour} with {bar.value}" for bar in drawn.things)
+    elif drawn.kind == "shapes":
+        listed = [f"{a(thing.words)} at {place_words(thing)}" for thing in drawn.things]
+        answer = f"{number(len(listed), 'shape')[:-1]}: {_listed(listed)}."
+        parts = tuple(thing.words for thing in drawn.things)
+    else:
+        return []
+    return [Ask("describe", dice.choice(_DESCRIBE), answer, "|".join(parts))]
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def asks(drawn: Drawn, dice: random.Random) -> list[Ask]:
     """All questions that suit a picture, in any order; yes and no in equal parts."""
     makers: dict[str, tuple[Callable[[Drawn, random.Random], list[Ask]], ...]] = {
@@ -275,8 +304,7 @@ def relations_yes_no(drawn: Drawn, dice: random.Random) -> list[Ask]:
 def named(drawn: Drawn, dice: random.Random) -> list[Ask]:
     if not drawn.name:
         listed = [a(thing.words) for thing in drawn.things]
-        words = f"{', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else listed[0]
-        return [Ask("list", "What do you see, from left to right?", f"I see {words}.", listed[0])]
+        return [Ask("list", "What do you see, from left to right?", f"I see {_listed(listed)}.", listed[0])]
     question = dice.choice(
         ("What is this?", "What is in the picture?", "What does this picture show?", "What do you see?")
     )
