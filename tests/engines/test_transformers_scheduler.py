@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Event, Thread
 
 from llava_core.engines.transformers.scheduler import FairQueue, plan
 
@@ -41,6 +42,11 @@ def test_long_prompts_go_in_the_order_they_came() -> None:
     assert shares([Row(600), Row(600)], 1000) == [(0, 600), (1, 400)]
 
 
+def test_owners_take_turns_with_long_prompts_too() -> None:
+    rows = [Row(600, owner="a"), Row(600, owner="a"), Row(600, owner="b")]
+    assert shares(rows, 1300) == [(0, 600), (2, 600), (1, 100)]
+
+
 def test_a_prompt_stops_before_a_picture_that_is_not_encoded_yet() -> None:
     assert shares([Row(600, encoded=35), Row(600, encoded=0)], 384) == [(0, 35)]
 
@@ -59,6 +65,31 @@ def test_owners_take_turns_and_keep_their_own_order() -> None:
         queue.pop(row)
         order.append(row)
     assert [(row.owner, row.remaining) for row in order] == [("a", 0), ("b", 3), ("c", 5), ("a", 1), ("b", 4), ("a", 2)]
+
+
+def test_the_queue_may_be_counted_while_requests_come_and_go() -> None:
+    queue: FairQueue[Row] = FairQueue()
+    for number in range(400):
+        queue.push(Row(number, owner=str(number)))
+    stop, failures = Event(), []
+
+    def count() -> None:
+        try:
+            while not stop.is_set():
+                assert len(queue) <= 400
+        except Exception as error:
+            failures.append(error)
+
+    counting = Thread(target=count)
+    counting.start()
+    for _ in range(4_000):
+        row = queue.first()
+        assert row is not None
+        queue.pop(row)
+        queue.push(row)
+    stop.set()
+    counting.join()
+    assert failures == []
 
 
 def test_one_that_is_not_ready_lets_others_pass_and_keeps_its_place() -> None:

@@ -17,7 +17,7 @@ from llava_core.config import EngineLimits
 from llava_core.engines.transformers.encode import Encoder
 from llava_core.engines.transformers.kv import KVStore
 from llava_core.engines.transformers.sampler import Drawn, Sampler
-from llava_core.engines.transformers.scheduler import FairQueue, plan
+from llava_core.engines.transformers.scheduler import FairQueue, in_turns, plan
 from llava_core.engines.transformers.sequence import Sequence
 from llava_core.engines.transformers.step import Runs, Work
 from llava_core.engines.transformers.threads import use_threads
@@ -155,7 +155,7 @@ class ModelLoop:
     def _encode(self) -> int:
         """Go on with the pictures that are needed next; returns the tokens that the step may take after it. Where
         answers are running both together are as long as a step without pictures."""
-        prefilling = [sequence for sequence in self._running if not sequence.decoding]
+        prefilling = in_turns(sequence for sequence in self._running if not sequence.decoding)
         encoder = self._parts.encoder
         if not prefilling and not encoder.busy:
             return self._budget

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Generic, Protocol, TypeVar
 
 
@@ -17,6 +18,8 @@ class Waiting(Protocol):
 
 class Running(Protocol):
     """What a plan needs to know of a request."""
+
+    owner: str
 
     @property
     def decoding(self) -> bool: ...
@@ -43,18 +46,28 @@ def plan(running: Seq[R], budget: int) -> list[Share[R]]:
     """Each decoding request's token, then prefill chunks in the room that is left of `budget`.
 
     Short remainders (a follow-up question) go before the long prompts that came earlier: they cost those almost
-    nothing. Long prompts go in the order they came.
+    nothing. With long prompts owners take turns, each owner's own go in the order they came.
     """
     shares = [Share(sequence, sequence.remaining) for sequence in running if sequence.decoding]
     room = max(budget - sum(share.count for share in shares), 1)
     prefilling = [sequence for sequence in running if not sequence.decoding]
     short = [sequence for sequence in prefilling if sequence.remaining <= budget // 4]
-    for sequence in short + [sequence for sequence in prefilling if sequence not in short]:
+    for sequence in short + in_turns(sequence for sequence in prefilling if sequence not in short):
         count = min(sequence.ready(), room)
         if count > 0:
             shares.append(Share(sequence, count))
             room -= count
     return shares
+
+
+def in_turns(running: Iterable[R]) -> list[R]:
+    """Each owner's first, then each owner's second, and so on: nobody's many prompts or pictures stand before another
+    person's only one."""
+    by_owner: dict[str, list[R]] = {}
+    for sequence in running:
+        by_owner.setdefault(sequence.owner, []).append(sequence)
+    rounds = zip_longest(*by_owner.values())
+    return [sequence for each in rounds for sequence in each if sequence is not None]
 
 
 class FairQueue(Generic[W]):
@@ -64,7 +77,8 @@ class FairQueue(Generic[W]):
         self._by_owner: OrderedDict[str, deque[W]] = OrderedDict()
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._by_owner.values())
+        # Asked from other threads too, while the model's takes requests out: a copy, made in one step, holds still.
+        return sum(len(queue) for queue in list(self._by_owner.values()))
 
     def __iter__(self) -> Iterator[W]:
         for queue in self._by_owner.values():
