@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 from llava_core.errors import BadRequest
 from serve.credentials import data_folder
 from serve.quota import Quota
+
+log = logging.getLogger(__name__)
 
 PREFIX = "llava-"
 MAX_NAME_CHARS = 64
@@ -59,6 +63,8 @@ class KeyRing:
         self._keys: dict[str, Key] = {}
         self._seen: tuple[int, int] | None = None
         self._look_at = 0.0
+        self._told = False
+        """Whether it was said that the file cannot be read."""
         self._keys = self._load()
 
     @property
@@ -121,8 +127,15 @@ class KeyRing:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_EVERY_S
-        if self._stamp() != self._seen:
+        if self._stamp() == self._seen:
+            return
+        try:
             self._keys = self._load()
+            self._told = False
+        except BadRequest as error:
+            if not self._told:
+                log.error("%s; the keys known before stay valid, and nothing newer holds", error.message)
+            self._told = True
 
     def _stamp(self) -> tuple[int, int] | None:
         try:
@@ -151,6 +164,9 @@ class KeyRing:
             json.dump([asdict(key) for key in keys.values()], file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(OSError):  # root changes keys for those who serve with them
+            before = self._path.stat()
+            os.chown(fresh, before.st_uid, before.st_gid)
         fresh.replace(self._path)
         self._keys, self._seen = keys, self._stamp()
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import TypeAdapter
 
+from llava_core.chat_protocol import as_unfinished_turn
 from llava_core.config import ModerationLimits
 from llava_core.errors import BadRequest, ContentRefused, ModerationFailed
 from llava_core.types import Chunk, Message, Request
@@ -116,7 +117,10 @@ class Moderation:
     async def stream(self, ask: Ask, request: Request) -> AsyncGenerator[Chunk]:
         """The answer of `ask`. Raises ContentRefused or ModerationFailed before it is asked, and where answers are held
         back, before any of it."""
-        found = await self._judged(request.id, [message for message in request.messages if _digest(message)])
+        # What an answer is to begin with may be anybody's words.
+        before = as_unfinished_turn(request)
+        begun = request.begun.text if request.begun else ""
+        found = await self._judged(request.id, [message for message in before.messages if _digest(message)])
         if found:
             self.events["moderation_refused"] += 1
             log.warning("request %s: refused by moderation: %s", request.id, ", ".join(map(ascii, found)))
@@ -126,7 +130,7 @@ class Moderation:
             async for chunk in chunks:
                 said.append(chunk)
                 if chunk.finish_reason is not None:
-                    found = await self._judged_answer(request.id, "".join(each.text for each in said))
+                    found = await self._judged_answer(request.id, begun + "".join(each.text for each in said))
                     chunk = replace(chunk, flagged=tuple(found))
                 if not self._hold_answers:
                     yield chunk

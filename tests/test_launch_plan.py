@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_core.config import WorkerTimings
 from llava_core.errors import BadRequest
 from serve.launcher.config import LaunchConfig, ModelSpec
 from serve.launcher.gpus import device_environment, hand_out, visible_gpus
@@ -151,6 +152,12 @@ def test_a_worker_s_command_says_all_that_was_asked_of_its_model() -> None:
 def test_the_controller_is_ended_after_everybody_else() -> None:
     ranks = {child.name: child.rank for child in plan(LaunchConfig(models=(A,))).children}
     assert ranks["controller"] > max(rank for name, rank in ranks.items() if name != "controller")
+
+
+def test_whoever_has_answers_to_finish_is_given_the_time_that_it_gives_them() -> None:
+    graces = {child.name: child.grace_s for child in plan(LaunchConfig(models=(A,))).children}
+    assert graces["page"] is None
+    assert (graces["controller"] or 0) > WorkerTimings.drain_s < (graces["worker 1"] or 0)
 
 
 def test_wildcard_hosts_are_written_as_addresses_one_can_open() -> None:

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +21,7 @@ SOON = Backoff(first_s=0.01, most_s=0.05)
 PATIENCE_S = 20.0
 
 
-def spec(tmp_path: Path, code: str, name: str = "child", **more: int) -> ChildSpec:
+def spec(tmp_path: Path, code: str, name: str = "child", **more: Any) -> ChildSpec:
     return ChildSpec(name, (sys.executable, "-c", code), "ready", tmp_path / f"{name}.log", **more)
 
 
@@ -184,6 +186,25 @@ async def test_the_end_takes_grandchildren_along_and_kills_who_will_not_go(tmp_p
     assert watcher.kinds()[-1] == "killed"
     for pid in pids.read_text().split():
         assert is_gone(int(pid))
+
+
+async def test_a_child_that_has_answers_to_finish_may_take_longer_than_the_others(tmp_path: Path) -> None:
+    watcher, here, done = Watcher(), tmp_path / "here", tmp_path / "done"
+    code = (
+        "import pathlib, signal, time\n"
+        f"def finish(*_): time.sleep(1); pathlib.Path({str(done)!r}).touch(); raise SystemExit\n"
+        f"signal.signal(15, finish); pathlib.Path({str(here)!r}).touch(); time.sleep(60)"
+    )
+
+    async def probe(url: str) -> bool:
+        return here.exists()
+
+    patient = replace(spec(tmp_path, code), grace_s=60)
+    supervisor = Supervisor([patient], probe=probe, tell=watcher.tell, stopping=Stopping(grace_s=0.1))
+    async with supervised(supervisor):
+        await watcher.until(lambda: "ready" in watcher.kinds())
+    assert done.exists()
+    assert "killed" not in watcher.kinds()
 
 
 async def test_a_second_stop_does_not_wait_for_the_grace(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_core.config import CONTROL_PORT, CONTROLLER_PORT, PAGE_PORT, WORKER_PORT
+from llava_core.config import CONTROL_PORT, CONTROLLER_PORT, PAGE_PORT, WORKER_PORT, WorkerTimings
 from llava_core.errors import BadRequest
 from serve.launcher.config import LaunchConfig, ModelSpec
 from serve.launcher.gpus import device_environment, hand_out
@@ -21,6 +21,8 @@ _WORKER_HOST = "127.0.0.1"
 _ADDRESS_QUOTAS = ("address_rate", "address_at_once", "rate_storage", "trusted_proxies")
 _CPU_SHARE, _GPU_SHARE = 50, 85
 """Percent of free memory that one worker alone takes for keys and values."""
+_DRAINED_S = WorkerTimings.drain_s + 5.0
+"""For those whose running answers may finish first."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def make_plan(config: LaunchConfig, machine: Machine, *, logs: Path) -> Plan:
         log=logs / "controller.log",
         cwd=ROOT,
         rank=1,
+        grace_s=_DRAINED_S,
     )
     page = ChildSpec(
         name="page",
@@ -106,6 +109,7 @@ def make_plan(config: LaunchConfig, machine: Machine, *, logs: Path) -> Plan:
                 held, workers=len(config.models), cores=machine.cores, environment=machine.environment
             ),
             cwd=ROOT,
+            grace_s=_DRAINED_S,
         )
         for index, (spec, held, port, share) in enumerate(
             zip(config.models, gpus, worker_ports, shares, strict=True), 1

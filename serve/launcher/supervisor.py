@@ -56,7 +56,8 @@ class Stopping:
 
 @dataclass(frozen=True)
 class ChildSpec:
-    """One process to keep running. `variables` come on top of our own environment; lower `rank`s are ended first."""
+    """One process to keep running. `variables` come on top of our own environment; lower `rank`s are ended first.
+    `grace_s` is how long it may take to end where that is not as long as for all others."""
 
     name: str
     argv: tuple[str, ...]
@@ -65,6 +66,7 @@ class ChildSpec:
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
     cwd: Path | None = None
     rank: int = 0
+    grace_s: float | None = None
 
 
 @dataclass
@@ -212,7 +214,7 @@ class Supervisor:
             ended = asyncio.Event()
             waiting = asyncio.create_task(process.wait())
             waiting.add_done_callback(lambda _: ended.set())
-            if not await _happens(ended, self._waits.grace_s, or_else=self._hurry):
+            if not await _happens(ended, self._grace_of(child), or_else=self._hurry):
                 self._tell(Event("killed", child))
         _signal_group(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
@@ -220,11 +222,14 @@ class Supervisor:
 
     async def _those_before(self, child: Child) -> None:
         """Wait for children of lower rank: a worker says goodbye to the controller, so the controller goes last."""
-        deadline = self._clock() + self._waits.grace_s
         before = [other for other in self.children if other.spec.rank < child.spec.rank]
+        deadline = self._clock() + max(map(self._grace_of, before), default=0.0)
         while any(other.pid is not None for other in before) and self._clock() < deadline:
             if await _happens(self._hurry, 0.05):
                 return
+
+    def _grace_of(self, child: Child) -> float:
+        return self._waits.grace_s if child.spec.grace_s is None else child.spec.grace_s
 
     def _enter(self, child: Child, state: State) -> None:
         child.state, child.since = state, self._clock()

@@ -22,7 +22,7 @@ from llava_core.types import (
     user,
 )
 from serve.page.context import PageContext
-from serve.tabs.parts import place
+from serve.tabs.parts import owner_of, place
 
 
 def add_endpoints(context: PageContext) -> None:
@@ -46,7 +46,7 @@ def add_endpoints(context: PageContext) -> None:
             if not question and not images:
                 raise BadRequest("there is nothing to send; write a question or attach a picture")
             parts: list[Part] = [ImagePart(url) for url in images or []]
-            request = Request(model, (user(*parts, TextPart(question)),), sampling)
+            request = Request(model, (user(*parts, TextPart(question)),), sampling, owner=owner_of(context, caller))
             said = ""
             async with place(context, caller), aclosing(cast("Any", context.source.stream(request))) as chunks:
                 async for chunk in chunks:

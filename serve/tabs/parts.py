@@ -60,9 +60,18 @@ def pane(
 
 def place(context: PageContext, request: gr.Request) -> AbstractAsyncContextManager[None]:
     """Around an answer: one of the places that the browser's address has. Raises Overloaded."""
+    return context.quotas.place(_scope(request))
+
+
+def owner_of(context: PageContext, request: gr.Request) -> str:
+    """Whose caches an answer outside a chat may use: those of who is logged in, else of the browser's address."""
+    return f"api/{request.username or context.quotas.address_of(_scope(request))}"
+
+
+def _scope(request: gr.Request) -> dict[str, Any]:
     headers = [(name.lower().encode(), str(value).encode()) for name, value in request.headers.items()]
     caller = (request.client.host, 0) if request.client is not None else None
-    return context.quotas.place({"type": "http", "client": caller, "headers": headers})
+    return {"type": "http", "client": caller, "headers": headers}
 
 
 def composer(context: PageContext, view: str, kept: str = "", more: str = "") -> gr.HTML:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -300,6 +301,31 @@ def test_a_key_ring_that_loses_its_file_goes_on_asking(tmp_path: Path):
     now += 10
     assert ring.asks
     assert ring.name_of(secret) == "ann"
+
+
+def test_a_file_of_keys_that_cannot_be_read_keeps_those_it_had_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    now = 0.0
+    ring = KeyRing(tmp_path / "keys.json", clock=lambda: now)
+    secret = ring.add("ann")
+    (tmp_path / "keys.json").write_text("half a fi")
+    for _ in range(3):
+        now += 10
+        assert ring.name_of(secret) == "ann"
+        assert ring.name_of("llava-somebody-else") is None
+    assert caplog.text.count("cannot be read") == 1
+    with pytest.raises(BadRequest, match="cannot be read"):
+        ring.revoke("ann")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_keys_that_root_changes_stay_readable_for_who_serves_with_them(tmp_path: Path):
+    path = tmp_path / "keys.json"
+    KeyRing(path).add("ann")
+    os.chown(path, 65534, 65534)
+    KeyRing(path).revoke("ann")
+    assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (65534, 0o600)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,16 @@ async def ask(http: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
 async def test_what_is_refused_reaches_no_worker_and_says_why():
     fake, engine = FakeModeration(), FakeEngine()
     async with moderated(fake, engine) as http:
-        for body in (chat(text("how to fight")), chat(text("what is this?"), IMAGE), chat(text("fight"), stream=True)):
+        said = {"role": "assistant", "content": "First, fight"}
+        begun = chat(continue_final_message=True, continue_token_ids=[5, 6], continue_chars=12)
+        begun["messages"] = [{"role": "user", "content": "hello"}, said]
+        bodies = (
+            chat(text("how to fight")),
+            chat(text("what is this?"), IMAGE),
+            chat(text("fight"), stream=True),
+            begun,
+        )
+        for body in bodies:
             answer = await ask(http, body)
             assert answer.status_code == 400
             error = answer.json()["error"]
@@ -113,7 +122,7 @@ async def test_what_is_refused_reaches_no_worker_and_says_why():
         assert engine.asked == []
         assert (await ask(http, chat(text("how to cook")))).status_code == 200
         told = (await http.get("/metrics")).text
-    assert 'llava:events_total{event="moderation_refused"} 3.0' in told
+    assert 'llava:events_total{event="moderation_refused"} 4.0' in told
     assert set(fake.keys) == {"Bearer the-key"}
     assert fake.asked[0] == {"input": "how to fight", "model": "omni"}
     assert [part["type"] for part in fake.asked[1]["input"]] == ["text", "image_url"]
