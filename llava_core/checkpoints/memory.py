@@ -1,10 +1,8 @@
-"""Memory: what a model needs at a precision, and what the machine has left. Needs no torch."""
+"""Memory: what a model needs at a precision. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 GIB = 1024**3
@@ -54,29 +52,3 @@ def in_words(size: float) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size:.0f} B"
-
-
-def free_bytes() -> int | None:
-    """Main memory this process may still take, the container's limit included; None where nobody says."""
-    found = [size for size in (_meminfo().get("MemAvailable"), _cgroup_left()) if size is not None]
-    return min(found) if found else None
-
-
-def _meminfo(path: Path = Path("/proc/meminfo")) -> Mapping[str, int]:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-
-
-def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            return int((root / limit).read_text()) - int((root / used).read_text())
-        except (OSError, ValueError):  # no such file, or "max": no limit
-            continue
-    return None

@@ -15,6 +15,7 @@ from torch import nn
 from llava_core.checkpoints import memory, precision
 from llava_core.checkpoints.precision import PACKAGES, Quantize
 from llava_core.errors import BadRequest, MissingDependency
+from llava_core.machine import memory as memory_of_machine
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +116,9 @@ def _dtype(wish: Wish, device: torch.device, weights: int, saved: str | None) ->
     if device.type == "cpu":
         if fast_bfloat16():
             return torch.bfloat16
-        free = memory.free_bytes()
+        free = memory_of_machine().free
         size = weights * PACKAGES[wish.quantize].bits // 8 if wish.quantize else weights * 4
-        if free is not None and size > _ROOM * free:
+        if size > _ROOM * free:
             log.warning(
                 "%s of weights do not fit into %s of free memory; loading in bfloat16",
                 memory.in_words(size),

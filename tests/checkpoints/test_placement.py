@@ -12,14 +12,15 @@ import torch
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaNextConfig
 
-from llava_core.checkpoints import memory, placement
+from llava_core.checkpoints import placement
 from llava_core.checkpoints.describe import split_parts
 from llava_core.checkpoints.load import load_checkpoint
-from llava_core.checkpoints.memory import GIB, kv_shape, weight_bytes
+from llava_core.checkpoints.memory import GIB, in_words, kv_shape, weight_bytes
 from llava_core.checkpoints.placement import Wish, place
 from llava_core.checkpoints.precision import Quantize, one_quantize
 from llava_core.checkpoints.tokens import context_length
 from llava_core.errors import BadRequest, MissingDependency
+from llava_core.machine import Memory
 from llava_core.types import user
 from tests.checkpoints.originals import IMAGE, ORIGINALS, greedy, picture
 
@@ -32,19 +33,17 @@ def llava_1_5_7b() -> Any:
 
 def test_a_cpu_without_bfloat16_computes_in_float32_where_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "fast_bfloat16", lambda: False)
-    monkeypatch.setattr(memory, "free_bytes", lambda: 64 * GIB)
+    monkeypatch.setattr(placement, "memory_of_machine", lambda: Memory(64 * GIB, 64 * GIB))
     assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.float32
-    monkeypatch.setattr(memory, "free_bytes", lambda: 16 * GIB)
+    monkeypatch.setattr(placement, "memory_of_machine", lambda: Memory(64 * GIB, 16 * GIB))
     assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.bfloat16
     assert place(Wish("cpu", quantize="nf4"), llava_1_5_7b()).dtype == torch.float32
     assert place(Wish("cpu", dtype="float16"), llava_1_5_7b()).dtype == torch.float16
-    monkeypatch.setattr(memory, "free_bytes", lambda: None)
-    assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.float32
 
 
 def test_a_cpu_with_bfloat16_takes_it_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "fast_bfloat16", lambda: True)
-    monkeypatch.setattr(memory, "free_bytes", lambda: 64 * GIB)
+    monkeypatch.setattr(placement, "memory_of_machine", lambda: Memory(64 * GIB, 64 * GIB))
     assert place(Wish("cpu"), llava_1_5_7b()).dtype == torch.bfloat16
     assert place(Wish("cpu", dtype="float32"), llava_1_5_7b()).dtype == torch.float32
 
@@ -92,16 +91,6 @@ def test_a_model_too_large_for_one_gpu_goes_over_all_unless_one_is_named(monkeyp
     assert not place(Wish(), llava_1_5_7b()).spread
 
 
-def test_the_containers_limit_counts_as_memory(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    assert memory._cgroup_left(tmp_path) == 600
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory._cgroup_left(tmp_path) is None
-    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable:       2 kB\nHugePages_Total: 0\n")
-    assert memory._meminfo(tmp_path / "meminfo")["MemAvailable"] == 2048
-
-
 def test_llava_1_5_7b_needs_what_it_is_known_to_need() -> None:
     parts = split_parts(llava_1_5_7b())
     assert sum(part.weights for part in parts) == pytest.approx(7.06e9, rel=0.01)
@@ -109,7 +98,7 @@ def test_llava_1_5_7b_needs_what_it_is_known_to_need() -> None:
     assert 7 < weight_bytes(parts, 8) / GIB < 8
     assert 4 < weight_bytes(parts, 4) / GIB < 5
     assert kv_shape(llava_1_5_7b().config.text_config).bytes_per_token() == GIB // 2048
-    assert memory.in_words(13.2 * GIB) == "13.2 GiB"
+    assert in_words(13.2 * GIB) == "13.2 GiB"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from llava_core.checkpoints.memory import in_words
 from llava_core.config import BatchLimits
 from llava_core.errors import BadRequest
+from llava_core.machine import CGROUP, memory
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +45,10 @@ def free_bytes(device: torch.device) -> int:
         # What loading took for a moment is free as well.
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    return _free_memory()
+    return memory().free
 
 
-def is_short() -> bool:
-    """Whether the machine comes to the end of its memory, whoever uses it."""
-    import psutil
-
-    return _free_memory() < _LEAST_FREE * psutil.virtual_memory().total
-
-
-def _free_memory() -> int:
-    """Of the machine, or of the container it runs in."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return min(free, int(limit) - used) if limit.isdigit() else free
+def is_short(cgroup: Path = CGROUP) -> bool:
+    """Whether the machine, or the container, comes to the end of its memory, whoever uses it."""
+    found = memory(cgroup)
+    return found.free < _LEAST_FREE * found.total
