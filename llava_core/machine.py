@@ -1,12 +1,14 @@
-"""What of the machine this process may use: memory, the limit of its container included. Needs no torch."""
+"""What of the machine this process may use: memory and cores, the limits of its container included. Needs no torch."""
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container sees its own limits. Kernel documentation: cgroup-v2.rst, cgroup-v1/memory.rst."""
+"""Where a container sees its own limits. Kernel documentation: cgroup-v2.rst, cgroup-v1/memory.rst, sched-bwc.rst."""
 
 _MEMORY = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -36,6 +38,30 @@ def memory(cgroup: Path = CGROUP) -> Memory:
         left = most - max(0, taken - _statistic(cgroup / stat, cached))
         return Memory(min(host.total, most), max(0, min(host.available, left)))
     return Memory(host.total, host.available)
+
+
+def cores(cgroup: Path = CGROUP) -> int:
+    """Cores this process may keep busy: physical ones, those it is bound to, and the container's share of time.
+
+    The second thread of a core adds nothing to a model and may cost much; a thread beyond the container's share is
+    stopped for the rest of each period, and all others wait for it.
+    """
+    import psutil
+
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return max(1, min(physical, allowed, _share_of_time(cgroup) or physical))
+
+
+def _share_of_time(cgroup: Path) -> int | None:
+    """In cores, rounded up; None without a limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = (int(word) for name in names for word in (cgroup / name).read_text().split())
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+        return math.ceil(quota / period) if quota > 0 and period > 0 else None
+    return None
 
 
 def _statistic(path: Path, name: str) -> int:

@@ -15,12 +15,13 @@ import typer
 from rich.console import Console
 
 from llava_core.errors import LlavaError
+from llava_core.machine import cores
 from serve import engine_flags as flags
 from serve import moderation_flags as judging
 from serve import quota_flags as allowing
 from serve.launcher.config import LaunchConfig, load_config
 from serve.launcher.default import default_models
-from serve.launcher.gpus import physical_cores, visible_gpus
+from serve.launcher.gpus import visible_gpus
 from serve.launcher.plan import ROOT, Machine, make_plan
 from serve.launcher.ports import is_free_on
 from serve.launcher.run import run_plan
@@ -186,7 +187,7 @@ def _launch(config: LaunchConfig) -> int:
         config = replace(config, models=default_models(console))
     machine = Machine(
         gpus=visible_gpus(os.environ),
-        cores=physical_cores(),
+        cores=cores(),
         environment=os.environ,
         is_free=lambda host, port: is_free_on(host)(port),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +11,17 @@ import pytest
 
 from llava_core import machine
 from llava_core.engines.transformers.memory import is_short
+from llava_core.engines.transformers.threads import count_threads
 
 GIB = 1024**3
 
 
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """256 GiB, 200 of them free."""
+    """256 GiB, 200 of them free; 32 cores with two threads each."""
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64 if logical else 32)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=256 * GIB, available=200 * GIB))
 
 
@@ -63,3 +68,34 @@ def test_a_container_without_a_limit_has_the_machines_memory(tmp_path: Path, ver
 def test_a_container_does_not_have_more_than_its_machine(tmp_path: Path) -> None:
     limit_memory(tmp_path, 2, 512 * GIB, 4 * GIB, 0)
     assert machine.memory(tmp_path) == machine.Memory(256 * GIB, 200 * GIB)
+
+
+def quota(root: Path, version: int, most: object, period: int = 100_000) -> None:
+    if version == 2:
+        write(root, cpu_dot_max=f"{most} {period}")
+    else:
+        write(root, cpu__cpu_dot_cfs_quota_us=most, cpu__cpu_dot_cfs_period_us=period)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_as_many_threads_as_its_share_of_time_keeps_busy(tmp_path: Path, version: int) -> None:
+    for most, found in ((400_000, 4), (350_000, 4), (20_000, 1), (6_400_000, 32)):
+        quota(tmp_path, version, most)
+        assert machine.cores(tmp_path) == found
+
+
+@pytest.mark.parametrize(("version", "none"), [(1, -1), (2, "max")])
+def test_a_container_without_a_share_of_time_has_all_cores(tmp_path: Path, version: int, none: object) -> None:
+    quota(tmp_path, version, none)
+    assert machine.cores(tmp_path) == machine.cores(tmp_path / "nowhere") == 32
+
+
+def test_cores_that_a_process_is_not_bound_to_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert machine.cores(tmp_path) == 3
+
+
+def test_the_model_takes_what_the_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_share_of_time", lambda cgroup: 4)
+    assert count_threads(None) == 4
+    assert count_threads(8) == 8

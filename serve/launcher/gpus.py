@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,14 +27,6 @@ def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(listing.stdout.split()) if listing.returncode == 0 else ()
-
-
-def physical_cores() -> int:
-    """Cores this process may use; the second thread of a core adds nothing to a model and may cost much."""
-    import psutil
-
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return min(physical, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else physical
 
 
 def hand_out(specs: Sequence[ModelSpec], gpus: Sequence[str]) -> list[tuple[str, ...] | None]:

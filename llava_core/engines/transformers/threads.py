@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from llava_core.machine import cores
+
 T = TypeVar("T")
 
 
@@ -56,19 +58,11 @@ def set_threads(wanted: int | None) -> int:
 
 
 def count_threads(wanted: int | None) -> int:
-    """`wanted` threads, or one per physical core this process may run on.
+    """`wanted` threads, or one per physical core this process may keep busy, its container's limit included.
 
     More threads than cores make every operation wait for the slowest: 5 to 20 times slower. The event loop needs
     no core of its own, since it sleeps while the model computes.
     """
     if wanted is None and os.environ.get("OMP_NUM_THREADS", "").isdigit():
         wanted = int(os.environ["OMP_NUM_THREADS"])
-    return max(1, wanted or _physical_cores())
-
-
-def _physical_cores() -> int:
-    import psutil
-
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return min(physical, allowed)
+    return max(1, wanted or cores())
