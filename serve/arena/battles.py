@@ -203,17 +203,33 @@ class Arena:
         if message.get("do") == "rate":
             raise BadRequest("in the arena the vote is the rating")
         if message.get("do") in _ASKING:
+            pictures = bool(message.get("pictures"))
             async with self._changing:
-                battle = self._of(secret, owner) or await self._begin(secret, owner)
+                battle = self._of(secret, owner) or await self._begin(secret, owner, pictures)
+            if pictures:
+                await self._check_takes_pictures(battle)
             addressed["model"] = battle.models[side]
         if not message.get("owner"):
             addressed["owner"] = secret
         return addressed, secret, side
 
-    async def _begin(self, secret: str, owner: str) -> _Battle:
-        names = [card.info.name for card in (await self._models.offer()).cards]
+    async def _check_takes_pictures(self, battle: _Battle) -> None:
+        """A follow-up may bring the first picture; both models are asked it or neither."""
+        cards = (await self._models.offer()).cards
+        if any(card.info.name in battle.models and not card.info.accepts_images for card in cards):
+            raise BadRequest("a model of this battle takes no pictures; ask without, or begin a new battle with it")
+
+    async def _begin(self, secret: str, owner: str, pictures: bool) -> _Battle:
+        """A battle of two models on offer; where the first question has pictures, of two that take them."""
+        offered = [card.info for card in (await self._models.offer()).cards]
+        if len(offered) < 2:
+            raise NoWorker(f"a battle needs two models and {len(offered)} is on offer; start another and come back")
+        names = [info.name for info in offered if info.accepts_images or not pictures]
         if len(names) < 2:
-            raise NoWorker(f"a battle needs two models and {len(names)} is on offer; start another and come back")
+            raise NoWorker(
+                f"a battle about pictures needs two models that take them and {len(names)} on offer does; ask without "
+                "pictures, or start another and come back"
+            )
         battle = _Battle(owner, draw(names, await self.ledger.met(), self._random))
         self._battles[secret] = battle
         while len(self._battles) > self._limits.max_open:

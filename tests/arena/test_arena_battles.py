@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -177,6 +178,32 @@ async def test_a_battle_is_its_browsers_own(make: Make) -> None:
 async def test_one_model_alone_makes_no_battle(make: Make) -> None:
     with pytest.raises(NoWorker, match="two models and 1 is on offer"):
         await act(make("ant-7b"), "left")
+
+
+def text_only(arena: Arena, *names: str) -> None:
+    for name in names:
+        engine = arena.rooms._source.engines[name]  # type: ignore[attr-defined]
+        engine._info = replace(engine._info, accepts_images=False)
+
+
+async def test_questions_with_pictures_meet_only_models_that_take_them(make: Make) -> None:
+    arena = make("ant-7b", "bee-13b", "cat-34b", "dog-70b")
+    text_only(arena, "ant-7b", "dog-70b")
+    for number in range(12):
+        secret = f"{number}".rjust(32, "s")
+        await arena.tell({"do": "ask", "room": f"{secret}-left", "owner": ME, "text": "", "pictures": [{"path": "x"}]})
+        assert set(arena._battles[secret].models) == {"bee-13b", "cat-34b"}
+
+
+async def test_too_few_models_that_take_pictures_are_named_as_the_reason(make: Make) -> None:
+    arena = make("ant-7b", "bee-13b")
+    text_only(arena, "bee-13b")
+    with pytest.raises(NoWorker, match="two models that take them and 1 on offer does"):
+        await act(arena, "left", pictures=[{"path": "x"}])
+    await both(arena)
+    with pytest.raises(BadRequest, match="of this battle takes no pictures"):
+        await act(arena, "left", pictures=[{"path": "x"}])
+    await vote(arena)
 
 
 async def test_a_name_that_an_answer_tells_leaves_the_battle_out(make: Make) -> None:
