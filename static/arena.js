@@ -4,9 +4,9 @@
 const SIDE_LETTERS = { left: "A", right: "B" };
 const VERDICTS = [
   { verdict: "a", label: "A is better", said: "A is better" },
+  { verdict: "b", label: "B is better", said: "B is better" },
   { verdict: "tie", label: "Tie", said: "it’s a tie" },
   { verdict: "both_bad", label: "Both bad", said: "both are bad" },
-  { verdict: "b", label: "B is better", said: "B is better" },
 ];
 
 LlavaServe.arenaPane = (element, gradio) => new ArenaPane(element.firstElementChild, gradio);

@@ -67,6 +67,9 @@ def test_names_are_told_by_the_vote_alone_and_the_leaderboard_counts_it(
     assert not _NAMED.search(desk.view.locator(".ls-columns").inner_html())
     expect(desk.button("Export this chat").first).to_be_hidden()
     expect(desk.button("Good answer").first).to_be_hidden()
+    keys = ballot(desk).locator(".ls-vote")
+    expect(keys.locator("span")).to_have_text(["A is better", "B is better", "Tie", "Both bad"])
+    assert [keys.nth(place).get_attribute("aria-keyshortcuts") for place in range(4)] == ["1", "2", "3", "4"]
     desk.input.press("1")  # who writes does not vote
     expect(ballot(desk)).to_have_attribute("data-state", "ready")
     if phone:
