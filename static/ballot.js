@@ -22,7 +22,7 @@ class OpenBallot {
   get field() {
     return this.view.panes.map((pane) => {
       const answer = pane.data.turns.at(-1)?.answer;
-      return { room: pane.secret, model: answer?.model, complete: !pane.running && answer?.state === "done" && Boolean(answer.text.trim()) };
+      return { room: pane.secret, model: answer?.model, answer: answer?.id, complete: !pane.running && answer?.state === "done" && Boolean(answer.text.trim()) };
     });
   }
 

@@ -1,6 +1,6 @@
 """Votes about open comparisons: which of two or more answers is best, when everybody knows whose they are.
 
-One live vote per person and line-up of columns; it may be changed and taken back. Ratings never count it.
+One live vote per person and row of answers; it may be changed and taken back. Ratings never count it.
 """
 
 from __future__ import annotations
@@ -151,9 +151,15 @@ class OpenVotes:
         chats = [await self._rooms.look({**message, "room": room, "do": "look"}) for room in rooms]
         there = [place for place, chat in enumerate(chats) if facts.is_complete(chat)]
         complete = tuple(chats[place] for place in there)
-        parts = [f"{rooms[place]} {chats[place].turns[-1].answer.model}" for place in there]
+        parts = [f"{rooms[place]} {_judged(chats[place])}" for place in there]
         id = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
         return _Field(f"open-{id}", owner, complete, tuple(there))
+
+
+def _judged(chat: Chat) -> str:
+    """Names the answer that a vote is about: after a follow-up or another answer it is another vote."""
+    answer = chat.turns[-1].answer
+    return f"{answer.model} {answer.id}"
 
 
 def _shown(field: _Field, kept: tuple[OpenVerdict, int | None, str] | None) -> dict[str, Any]:

@@ -161,3 +161,20 @@ async def test_who_deletes_all_their_chats_deletes_their_open_votes(make: Make, 
     with database.reading() as connection:
         assert connection.scalar(select(func.count()).select_from(MESSAGES)) == 0
     database.close()
+
+
+@pytest.mark.parametrize("database", ["votes.db", ""])
+async def test_a_vote_is_about_the_answers_that_stood_there_and_no_later_ones(make: Make, database: str) -> None:
+    votes = make(database)
+    await ask(votes)
+    await vote(votes, "best", 0)
+    where = {"owner": ME, "rooms": list(COLUMNS[:2])}
+    await ask(votes, text="And now?")
+    assert (await votes.standing(where))["verdict"] == ""
+    await vote(votes, "")  # nothing is there to take back, and the earlier vote stays
+    await votes._rooms.tell({"do": "undo", "room": COLUMNS[0], "owner": ME})
+    await votes._rooms.tell({"do": "undo", "room": COLUMNS[1], "owner": ME})
+    assert await votes.standing(where) == {"verdict": "best", "best": 0, "reason": ""}
+    async for _ in sources.act(votes._rooms, {"do": "retry", "room": COLUMNS[0], "owner": ME, "model": NAMES[0]}):
+        pass
+    assert (await votes.standing(where))["verdict"] == ""
