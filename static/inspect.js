@@ -132,6 +132,7 @@ class Inspect {
     const run = (this.asked += 1);
     if (!this.model.inspects) {
       this.seen = null;
+      this.trouble = "";
       this.drawAll();
       return;
     }
@@ -151,6 +152,7 @@ class Inspect {
     this.run = crypto.randomUUID?.() ?? String(Math.random());
     this.answer = { state: "waiting", text: "", tokens: [], ids: [] };
     this.word = this.looked = null;
+    this.trouble = "";
     this.trigger("ask", { ...this.message(), run: this.run });
     this.refresh();
     this.drawAnswer();

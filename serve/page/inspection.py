@@ -82,7 +82,7 @@ class Inspections:
 
     async def ask(self, message: Message) -> AsyncIterator[dict[str, Any]]:
         """The answer as it grows, with each token's probability and what else it might have been."""
-        run = str(message.get("run") or "")[:80]
+        run = _run(message)
         answer, shown_at = _Answer(), 0.0
         try:
             request = await self._request(message)
@@ -96,6 +96,10 @@ class Inspections:
             yield _shown(run, answer, "done", texts)
         except LlavaError as error:
             yield {**_shown(run, answer, "failed"), "error": error.message}
+
+    def refused(self, message: Message, error: LlavaError) -> dict[str, Any]:
+        """What `ask` ends with, for an answer that may not even begin."""
+        return {**_shown(_run(message), _Answer(), "failed"), "error": error.message}
 
     async def _texts(self, request: Request, answer: _Answer) -> tuple[str, ...]:
         """What each token of the answer adds to its text, where the engine tells; else none."""
@@ -149,6 +153,11 @@ def _shown(run: str, answer: _Answer, state: str, texts: tuple[str, ...] = ()) -
             for place, token in enumerate(answer.tokens)
         ],
     }
+
+
+def _run(message: Message) -> str:
+    """The browser's name for this answer, by which it tells it from earlier ones."""
+    return str(message.get("run") or "")[:80]
 
 
 def _begun(message: Message) -> Begun:

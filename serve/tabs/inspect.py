@@ -33,12 +33,13 @@ def build(context: PageContext) -> None:
 
     # Not called `ask`: under that name scripts find an endpoint.
     async def answer(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[str, Any]]:
+        message = cast("dict[str, Any]", event._data)
         try:
             async with place(context, request):
-                async for shown in inspections.ask(cast("dict[str, Any]", event._data)):
+                async for shown in inspections.ask(message):
                     yield shown
         except LlavaError as error:
-            raise gr.Error(error.message, print_exception=False) from error
+            yield inspections.refused(message, error)
 
     with gr.Column(elem_classes=["ls-view", "ls-view-inspect"]):
         made = gr.HTML(

@@ -109,6 +109,46 @@ def test_an_engine_that_cannot_tell_says_so_and_still_answers(
     expect(view).to_contain_text("does not tell how sure it is")
 
 
+def test_after_what_went_wrong_one_can_ask_again_and_the_old_trouble_goes(
+    new_desk: NewDesk, page_of_both: Server, tmp_path: Path
+) -> None:
+    page = new_desk(url=page_of_both.url, query="/?model=echo", ready=False).page
+    turn_to(page, "Inspect")
+    view = page.locator(".ls-view-inspect")
+    choose(page, "echo")
+    view.locator("input[type=file]").set_input_files(save(tmp_path, "a.png", 64, 48))
+    notice, ask, question = (
+        view.get_by_role("status"),
+        view.get_by_role("button", name="Ask"),
+        view.get_by_label("Question"),
+    )
+    question.fill("x" * 200_001)
+    ask.click()
+    expect(notice).to_contain_text("shorten it", timeout=SLOW_MS)
+    question.fill("Hello there")
+    ask.click()
+    expect(view.locator(".ls-inspect-plain")).to_contain_text("Hello there", timeout=SLOW_MS)
+    expect(notice).to_contain_text("another engine (echo)")
+
+
+def test_an_answer_that_a_limit_refuses_leaves_the_tab_ready_to_ask_again(
+    new_desk: NewDesk, topology: Topology, examples: Path, tmp_path: Path
+) -> None:
+    limited = topology.page(extra=("--examples", str(examples), "--address-rate", "1/day"))
+    page = new_desk(url=limited.url, query="/?model=echo", ready=False).page
+    turn_to(page, "Inspect")
+    view = page.locator(".ls-view-inspect")
+    choose(page, "echo")
+    view.locator("input[type=file]").set_input_files(save(tmp_path, "a.png", 64, 48))
+    ask = view.get_by_role("button", name="Ask")
+    view.get_by_label("Question").fill("Hello there")
+    ask.click()
+    expect(view.locator(".ls-inspect-plain")).to_contain_text("Hello there", timeout=SLOW_MS)
+    ask.click()
+    expect(view.get_by_role("status")).to_contain_text(re.compile("1 .*day"), timeout=SLOW_MS)
+    expect(ask).to_be_enabled()
+
+
 @LOOKS
 def test_the_status_changes_in_place_and_names_a_worker_that_has_gone(
     new_desk: NewDesk, topology: Topology, page_of_both: Server, phone: bool, dark: bool
