@@ -104,7 +104,7 @@ class HttpFrame:
         given = headers.get("x-request-id", "")
         request_id = given if _GOOD_ID.fullmatch(given) else f"chatcmpl-{uuid.uuid4().hex}"
         scope["request_id"] = request_id
-        most = self.max_body_bytes if scope["path"].startswith("/v1/") else self.limits.max_control_body_bytes
+        most = self.most_at(scope["path"])
         length = headers.get("content-length", "")
         empty = length in ("", "0") and "transfer-encoding" not in headers
         body = _Body(most, refused=length.isdecimal() and int(length[:20]) > most, complete=empty)
@@ -147,6 +147,10 @@ class HttpFrame:
             await error_response(failure)(scope, receive, send_framed)
         finally:
             self.held_bytes -= body.bytes
+
+    def most_at(self, path: str) -> int:
+        """How many bytes a body for `path` may have."""
+        return self.max_body_bytes if path.startswith("/v1/") else self.limits.max_control_body_bytes
 
     def _bounded(self, receive: Receive, body: _Body) -> Receive:
         """The same body, cut off where it grows too long or comes too slowly."""

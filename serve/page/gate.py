@@ -1,17 +1,19 @@
-"""Who may ask the page for what: the addresses it really needs, its own files only, and nothing for other origins."""
+"""Who may ask the page for what: the addresses it really needs, its own files only, bodies
+no larger than there is use for, and nothing for other origins."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from llava_core.config import ImageLimits, ServerLimits, StoreLimits
-from llava_core.errors import Forbidden
+from llava_core.errors import Forbidden, Unauthorized
 from serve.gate import Gate, check_name, check_origin
 from serve.http_frame import HttpFrame
 from serve.page.headers import SafeHeaders
@@ -26,13 +28,23 @@ _KNOWN = re.compile(
     r"|/gradio_api/(info|openapi\.json|app_id|user|token|login_check|theme\.css|startup-events|heartbeat/[^/]*"
     r"|queue/(join|data)|component_server|upload|upload_progress|cancel|reset|((call(/v2)?|api|run)/[^/]+(/[^/]*)?))/?"
 )
+# Where bodies may be large. Gradio reads some of them before it asks who is logged in.
+_UPLOAD = re.compile(r"/gradio_api/upload/?")
+_LARGE = re.compile(r"/gradio_api/(queue/join|component_server|(call(/v2)?|api|run)/.*)/?")
+UPLOAD_BYTES = ImageLimits().max_bytes * ImageLimits().max_images
+LARGE_BYTES = 2 * StoreLimits().max_import_bytes
+"""For chats that are brought in, which are text in text, and for questions of programs, with pictures in them."""
+SMALL_BYTES = 2 * 1024 * 1024
+"""For all else, in which the longest is a question."""
 
 
 @dataclass(frozen=True)
 class PageGate(Gate):
-    """`uploads` is the one folder from which files are handed out. Who is logged in is Gradio's to ask."""
+    """`uploads` is the one folder from which files are handed out. Who is logged in is Gradio's to say, which
+    `is_let_in` asks before a large body is read."""
 
     uploads: Path = Path("uploads")
+    is_let_in: Callable[[Headers], bool] = lambda _: True
 
     def admit(self, scope: Scope) -> str:
         path, headers = str(scope["path"]), Headers(scope=scope)
@@ -43,6 +55,8 @@ class PageGate(Gate):
             self._check_file(path.removeprefix(FILES))
         elif not _KNOWN.fullmatch(path):
             raise Forbidden(f"the page has nothing at {path[:200]!r}")
+        elif (_UPLOAD.fullmatch(path) or _LARGE.fullmatch(path)) and not self.is_let_in(headers):
+            raise Unauthorized("log in to this page first; reload it", param="login")
         return ""
 
     def _check_file(self, asked: str) -> None:
@@ -51,14 +65,14 @@ class PageGate(Gate):
             raise Forbidden("only pictures that were uploaded here are handed out")
 
 
-class PageFrame:
+class PageFrame(HttpFrame):
     """Stands around Gradio's app, outside its own middleware, which would let in pages of other origins."""
 
-    def __init__(self, app: ASGIApp, uploads: Path, *, local: bool) -> None:
-        images = ImageLimits()
-        most = max(images.max_bytes * images.max_images, 2 * StoreLimits().max_import_bytes)
-        limits = ServerLimits(max_control_body_bytes=most)
-        self._framed = HttpFrame(SafeHeaders(app), most, limits, gate=PageGate(local=local, uploads=uploads))
+    def __init__(self, app: ASGIApp, uploads: Path, *, local: bool, is_let_in: Callable[[Headers], bool]) -> None:
+        gate = PageGate(local=local, uploads=uploads, is_let_in=is_let_in)
+        super().__init__(SafeHeaders(app), UPLOAD_BYTES, ServerLimits(), gate=gate)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._framed(scope, receive, send)
+    def most_at(self, path: str) -> int:
+        if _UPLOAD.fullmatch(path):
+            return UPLOAD_BYTES
+        return LARGE_BYTES if _LARGE.fullmatch(path) else SMALL_BYTES

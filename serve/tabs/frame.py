@@ -10,6 +10,7 @@ from typing import Any, cast
 import gradio as gr
 import uvicorn.config
 from gradio.utils import get_upload_folder
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
@@ -111,7 +112,9 @@ def _framed_servers(local: bool) -> Generator[None]:
             super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
             app = cast("Any", config.loaded_app)
             if id(app) not in frames:
-                frames[id(app)] = PageFrame(app, Path(get_upload_folder()), local=local)
+                frames[id(app)] = PageFrame(
+                    app, Path(get_upload_folder()), local=local, is_let_in=_who_is_logged_in(cast("Any", config.app))
+                )
             self.app = frames[id(app)]
 
     plain = uvicorn.config.HTTP_PROTOCOLS["auto"]
@@ -123,12 +126,21 @@ def _framed_servers(local: bool) -> Generator[None]:
 
 
 def _is_logged_in(request: Request) -> bool:
-    """Whether Gradio would let the caller in. Its own routes ask the same in a function that is not to be had."""
-    app = request.app
-    if app.auth is None:
-        return True
-    cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
-    return any(app.tokens.get(request.cookies.get(name)) is not None for name in cookies)
+    return _who_is_logged_in(request.app)(request.headers)
+
+
+def _who_is_logged_in(app: Any) -> Callable[[Headers], bool]:
+    """Whether Gradio, whose `app` it is, would let the caller in. Its own routes ask the same in a function that is
+    not to be had."""
+
+    def is_logged_in(headers: Headers) -> bool:
+        if app.auth is None:
+            return True
+        shown = Request({"type": "http", "headers": headers.raw}).cookies
+        cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+        return any(app.tokens.get(shown.get(name)) is not None for name in cookies)
+
+    return is_logged_in
 
 
 def _alive(_: Request) -> JSONResponse:

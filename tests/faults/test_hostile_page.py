@@ -299,6 +299,24 @@ def test_a_file_over_the_limit_is_refused(http: httpx.Client, page: Server):
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
 
 
+def test_only_where_pictures_and_chats_are_sent_may_a_body_be_large(http: httpx.Client, servers: Topology):
+    large = b'{"x":"' + b"x" * 3_000_000 + b'"}'
+    headers = {"Content-Type": "application/json"}
+    for path in ("/live/act", "/live/follow", "/gradio_api/cancel", "/gradio_api/reset"):
+        answer = http.post(path, content=large, headers=headers)
+        assert answer.status_code == 413, path
+        assert "larger than 2 MiB" in answer.text
+    assert http.post("/login", data={"username": "x" * 3_000_000, "password": "x"}).status_code == 413
+    body = {"data": ["echo", "hi" + "x" * 3_000_000], "session_hash": "x", "fn_index": 0}
+    for path in ("/gradio_api/queue/join", "/gradio_api/call/ask", "/gradio_api/component_server"):
+        assert http.post(path, json=body).status_code != 413, path
+    with socket.create_connection(("127.0.0.1", servers.servers[2].port)) as raw:
+        raw.settimeout(60)
+        raw.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json")
+        raw.sendall(b"\r\nContent-Length: 200000000\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
 def test_half_requests_are_hung_up_on(page: Server):
     held = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(100)]
     for each in held:
@@ -337,6 +355,20 @@ def test_who_is_not_logged_in_gets_nothing_but_the_way_in(servers: Topology):
         assert http.get("/config").status_code == 200
         opened = http.post("/live/act", json={"do": "open", "room": "r" * 32, "place": "chat"})
         assert (opened.status_code, opened.json()["turns"]) == (200, [])
+
+
+def test_a_large_body_is_not_waited_for_before_its_sender_has_logged_in(servers: Topology):
+    for path in (b"queue/join", b"component_server", b"call/ask", b"run/ask", b"upload"):
+        with socket.create_connection(("127.0.0.1", servers.servers[3].port)) as raw:
+            raw.settimeout(10)
+            kind = (
+                b"Content-Type: multipart/form-data; boundary=b"
+                if path == b"upload"
+                else b"Content-Type: application/json"
+            )
+            raw.sendall(b"POST /gradio_api/%s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (path, kind))
+            raw.sendall(b"Content-Length: 10000000\r\n\r\n{")
+            assert raw.recv(100).startswith(b"HTTP/1.1 401"), path
 
 
 # What listens ------------------------------------------------------------------------------------------------------
