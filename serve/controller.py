@@ -47,6 +47,7 @@ from serve.metrics import Metrics
 from serve.moderation import Moderation
 from serve.protocol import (
     AddressQuery,
+    Goodbye,
     HeartBeat,
     Known,
     ModelNames,
@@ -159,8 +160,8 @@ def _control_routes(
         return Known(pool.heartbeat(beat.worker_name, beat.queue_length, clock()))
 
     @router.post("/deregister_worker")
-    async def deregister_worker(worker: WorkerName) -> Known:
-        if pool.deregister(worker.worker_name):
+    async def deregister_worker(worker: Goodbye) -> Known:
+        if pool.deregister(worker.worker_name, clock(), worker.drain_s):
             log.info("%s said goodbye", worker.worker_name)
         return Known(False)
 
@@ -190,7 +191,7 @@ def _control_routes(
         answers = await asyncio.gather(*(_ask_status(workers, address) for address in addresses))
         for address, status in zip(addresses, answers, strict=True):
             if status is None:
-                pool.deregister(address)
+                pool.lose(address, clock())
                 log.info("%s did not answer and is no longer listed", address)
             elif pool.lists(address, clock()):
                 pool.register(Registration(address, status), clock())

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
+from llava_core.config import WorkerTimings
 from llava_core.errors import BadRequest
 from llava_core.types import ModelInfo
 
@@ -77,8 +78,20 @@ class HeartBeat:
 
 
 @dataclass(frozen=True)
+class Goodbye:
+    """A worker says that it takes no more requests, and for how many seconds it still finishes those it has."""
+
+    worker_name: str
+    drain_s: float = WorkerTimings.drain_s
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.drain_s) and self.drain_s >= 0):
+            raise BadRequest("drain_s must be a number of seconds, at least 0", param="drain_s")
+
+
+@dataclass(frozen=True)
 class WorkerName:
-    """A worker by its address: it says goodbye, or somebody asks after it."""
+    """A worker by its address, which holds its line, or after which somebody asks."""
 
     worker_name: str
 

@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from llava_core.config import CONTROL_PORT, WorkerTimings
 from llava_core.errors import LlavaError, NoWorker
 from serve.http_errors import error_from
-from serve.protocol import HeartBeat, Registration, WorkerName, WorkerStatus
+from serve.protocol import Goodbye, HeartBeat, Registration, WorkerName, WorkerStatus
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Registrar:
         """Best effort: a controller that cannot be told notices by itself when the line ends."""
         self._leaving = True
         try:
-            await self._post("/deregister_worker", WorkerName(self._address))
+            await self._post("/deregister_worker", Goodbye(self._address, self._timings.drain_s))
         except LlavaError as error:
             log.info("could not deregister: %s", error.message)
         await self._http.aclose()
@@ -118,7 +118,7 @@ class Registrar:
             return False
         return answer.get("exist") is True
 
-    async def _post(self, path: str, record: Registration | HeartBeat | WorkerName) -> dict[str, Any]:
+    async def _post(self, path: str, record: Registration | HeartBeat | Goodbye) -> dict[str, Any]:
         try:
             answer = await self._http.post(self._controller + path, json=asdict(record))
             if answer.status_code == 404:

@@ -52,7 +52,7 @@ class WorkerLines:
             closing.cancel()
             if self._held.get(address) is line:
                 del self._held[address]
-                if not self._closing.is_set() and self._pool.deregister(address):
+                if not self._closing.is_set() and self._pool.lose(address, self._clock()):
                     log.warning("%s has gone: its connection ended", address)
 
 

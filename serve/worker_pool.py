@@ -6,6 +6,7 @@ forward. What it knows is soft: workers notice that their line to the controller
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from serve.protocol import ListedWorker, Load, ModelCard, Registration, WorkerSt
 
 MAX_WORKERS = 1000
 _REMEMBERED_MODELS = 1000
+_REMEMBERED_GONE = 1000
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class WorkerPool:
     _entries: dict[str, _Entry] = field(default_factory=dict[str, _Entry], init=False)
     # Names served before, oldest first: their workers are expected back, other names were never there.
     _known_models: dict[str, None] = field(default_factory=dict[str, None], init=False)
+    # Who is listed no more, oldest first, and from when on no answer is to be waited for.
+    _gone: dict[str, float] = field(default_factory=dict[str, float], init=False)
 
     def register(self, registration: Registration, now: float) -> bool:
         """Take a worker in, or take note of what it newly says; True if it was not listed before."""
@@ -49,6 +53,7 @@ class WorkerPool:
         self._entries[address] = _Entry(
             registration.worker_status, now, last_picked=before.last_picked if before else 0
         )
+        self._gone.pop(address, None)
         for name in registration.worker_status.model_names:
             self._known_models.pop(name, None)
             self._known_models[name] = None
@@ -90,14 +95,19 @@ class WorkerPool:
         """Those of whom too long nothing was heard."""
         return tuple(address for address, entry in self._live(now).items() if self._late(entry, now))
 
-    def deregister(self, address: str) -> bool:
-        return self._entries.pop(address, None) is not None
+    def deregister(self, address: str, now: float, drain_s: float) -> bool:
+        """It said goodbye: it gets no more requests, and finishes within `drain_s` seconds those it has."""
+        return self._leave(address, now + drain_s)
+
+    def lose(self, address: str, now: float) -> bool:
+        """It went without a word; whether it was listed until now."""
+        return self._leave(address, now)
 
     def expire(self, now: float) -> tuple[str, ...]:
         """Forget workers whose lease has run out, and say which. Nobody saw them since it did."""
         gone = tuple(self._entries.keys() - self._live(now).keys())
         for address in gone:
-            del self._entries[address]
+            self._leave(address, now)
         return gone
 
     def pick(self, model: str, now: float, exclude: Sequence[str] = ()) -> str:
@@ -123,12 +133,15 @@ class WorkerPool:
         return entry is not None and not entry.suspect
 
     def is_worth_waiting_for(self, address: str, now: float, *, begun: bool) -> bool:
-        """False for a worker that is gone, and while others could take over all it serves, for one that is late or,
-        where the answer has begun, under suspicion."""
+        """False for a worker that went without a word or whose time since its goodbye is over, and while others could
+        take over all it serves, for one that is late or, where the answer has begun, under suspicion. One that was
+        never heard of may yet register with a controller that has just started."""
         live = self._live(now)
         entry = live.get(address)
-        if entry is None or not (entry.suspect if begun else self._late(entry, now)):
-            return entry is not None
+        if entry is None:
+            return address not in self._entries and now < self._gone.get(address, math.inf)
+        if not (entry.suspect if begun else self._late(entry, now)):
+            return True
         others = {
             name
             for other in live.values()
@@ -185,6 +198,15 @@ class WorkerPool:
                 waiting = before.waiting + entry.status.queue_length - running
                 loads[name] = Load(name, before.running + running, waiting, (before.workers or 0) + 1)
         return tuple(loads.values())
+
+    def _leave(self, address: str, gone_at: float) -> bool:
+        if self._entries.pop(address, None) is None:
+            return False
+        self._gone.pop(address, None)
+        self._gone[address] = gone_at
+        while len(self._gone) > _REMEMBERED_GONE:
+            del self._gone[next(iter(self._gone))]
+        return True
 
     def _live(self, now: float) -> dict[str, _Entry]:
         return {a: entry for a, entry in self._entries.items() if now - entry.seen <= self.timings.lease_s}

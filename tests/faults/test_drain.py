@@ -8,6 +8,7 @@ import time
 
 import httpx
 
+from llava_core.config import ClientTimings
 from tests.topology import Topology, token_header
 
 STREAMS = 10
@@ -60,3 +61,27 @@ async def test_a_worker_that_is_told_to_stop_finishes_ten_answers_and_exits_with
     assert b" 503 " in refusal
     assert took < 30
     assert (after.status_code, after.json()["error"]["code"]) == (503, "NoWorker")
+
+
+async def test_the_only_worker_is_told_to_stop_before_its_first_word_and_still_answers(topology: Topology):
+    topology.controller()
+    worker = await asyncio.to_thread(topology.worker, "echo", first_s=3 * ClientTimings.check_s)
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+
+    async def is_asked(http: httpx.AsyncClient) -> bool:
+        status = await http.post(f"{worker.url}/worker_get_status", headers=token_header())
+        return status.json()["queue_length"] == 1
+
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+        asking = asyncio.create_task(http.post(f"{topology.api_url}/v1/chat/completions", json=body))
+        for _ in range(100):
+            if await is_asked(http):
+                break
+            await asyncio.sleep(0.02)
+        assert not asking.done()
+        worker.signal(signal.SIGTERM)
+        answer = await asking
+        code = await asyncio.to_thread(worker.wait)
+    assert answer.status_code == 200, answer.text
+    assert "You said: hi" in answer.json()["choices"][0]["message"]["content"]
+    assert code == 0

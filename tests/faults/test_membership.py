@@ -232,7 +232,7 @@ def test_a_suspect_gets_nothing_while_others_can_take_it_and_all_when_nobody_els
     assert not pool.lists(one, late)
     assert not pool.is_worth_waiting_for(one, late, begun=True)
     assert {pool.pick("m", late) for _ in range(4)} == {other}
-    pool.deregister(other)
+    pool.deregister(other, late, 30)
     assert pool.is_worth_waiting_for(one, late, begun=True)
     assert pool.pick("m", late) == one
     pool.heard(one, late)

@@ -64,7 +64,7 @@ class Table(RuleBasedStateMachine):
 
     @rule(address=st.sampled_from(ADDRESSES))
     def leave(self, address: str) -> None:
-        assert self.pool.deregister(address) == (address in self.seen)
+        assert self.pool.deregister(address, self.now, 30) == (address in self.seen)
         self.seen.pop(address, None)
         self.suspects.discard(address)
 

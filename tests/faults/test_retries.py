@@ -135,7 +135,7 @@ async def test_a_worker_that_was_silent_is_asked_again_as_soon_as_the_controller
         assert [reading.text for reading in readings] == [answer_to(HELLO)] * 16
         # Now the other one has gone, and the silent one beats again.
         engines[0].hold.set()
-        there.pool.deregister(other.url)
+        there.pool.lose(other.url, 0)
         there.pool.register(Registration(silent.url, status), 0)
         assert (await read(there.client, HELLO)).text == answer_to(HELLO)
     assert there.client.events["circuit_opened"] == 0

@@ -355,6 +355,29 @@ async def test_a_worker_found_before_is_used_while_the_controller_is_away():
         assert (await answer(client))[-1] == END
 
 
+async def test_a_slow_answer_is_waited_for_though_a_new_controller_knows_its_worker_not_yet():
+    began, may_answer, port = asyncio.Event(), asyncio.Event(), free_port()
+
+    async def slow(request: Request) -> AsyncGenerator[Chunk]:
+        began.set()
+        await may_answer.wait()
+        yield END
+
+    pool = WorkerPool()
+    async with (
+        serving(create_app(ScriptedEngine(slow))) as worker,
+        Client(f"http://127.0.0.1:{port}", timings=ClientTimings(check_s=0.02)) as client,
+    ):
+        async with serving(controller_app(pool, clock=lambda: 0.0), port=port):
+            pool.register(Registration(worker, WorkerStatus(("m",))), 0)
+            asking = asyncio.create_task(answer(client))
+            await began.wait()
+        async with serving(controller_app(WorkerPool()), port=port):
+            await asyncio.sleep(0.3)
+            may_answer.set()
+            assert await asking == [END]
+
+
 async def test_a_single_workers_address_serves_as_a_controllers():
     async with serving(create_app(ScriptedEngine())) as url, Client(url) as client:
         assert [card.info.name for card in await client.models()] == ["m"]

@@ -200,7 +200,7 @@ async def test_a_worker_the_controller_forgot_comes_back_by_itself():
         speaker = registrar(url)
         keeping = asyncio.create_task(speaker.keep_registered())
         await until(lambda: pool.addresses(0))
-        pool.deregister(A)
+        pool.lose(A, 0)
         await until(lambda: pool.addresses(0))
         keeping.cancel()
         await speaker.say_goodbye()

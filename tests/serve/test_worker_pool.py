@@ -66,7 +66,7 @@ def test_registering_again_makes_no_second_entry_and_takes_the_new_model():
 
 def test_a_worker_that_says_goodbye_gets_no_more_requests():
     pool = pool_of(registration(A, "a"), registration(B, "a"))
-    pool.deregister(A)
+    pool.deregister(A, 0, 30)
     assert {pool.pick("a", 0) for _ in range(5)} == {B}
 
 
@@ -110,14 +110,42 @@ def test_a_late_worker_is_waited_for_while_nobody_could_take_over():
     assert pool.heartbeat(A, 0, late)
     assert pool.is_worth_waiting_for(B, late + 1, begun=False)
     assert not pool.is_worth_waiting_for(A, late + LEASE + 1, begun=False)
-    assert not pool.is_worth_waiting_for(C, 0, begun=False)
+
+
+def test_a_worker_that_said_goodbye_is_waited_for_while_it_drains_and_one_that_went_without_is_not():
+    pool = pool_of(registration(A, "a"), registration(B, "b"))
+    assert pool.deregister(A, 10, 30)
+    assert pool.lose(B, 10)
+    # Its line ends after the goodbye, which is no news.
+    assert not pool.lose(A, 11)
+    for begun in (False, True):
+        assert pool.is_worth_waiting_for(A, 39, begun=begun)
+        assert not pool.is_worth_waiting_for(A, 41, begun=begun)
+        assert not pool.is_worth_waiting_for(B, 10, begun=begun)
+    pool.register(registration(B, "b"), 50)
+    assert pool.is_worth_waiting_for(B, 50, begun=True)
+    assert pool.expire(51 + LEASE) == (B,)
+    assert not pool.is_worth_waiting_for(B, 51 + LEASE, begun=True)
+
+
+def test_a_worker_that_may_not_have_registered_yet_is_waited_for():
+    assert pool_of().is_worth_waiting_for(C, 0, begun=False)
+
+
+def test_the_workers_that_went_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker_pool, "_REMEMBERED_GONE", 1)
+    pool = pool_of(registration(A, "a"), registration(B, "a"))
+    pool.lose(A, 0)
+    pool.lose(B, 0)
+    assert not pool.is_worth_waiting_for(B, 0, begun=True)
+    assert len(pool._gone) == 1
 
 
 def test_an_unknown_model_is_told_apart_from_one_whose_worker_has_gone():
     pool = pool_of(registration(A, "a"), registration(B, "b"))
     with pytest.raises(UnknownModel, match="no worker serves 'x'; running: a, b"):
         pool.pick("x", 0)
-    pool.deregister(A)
+    pool.deregister(A, 0, 30)
     with pytest.raises(NoWorker, match="the worker for 'a' has gone"):
         pool.pick("a", 0)
     with pytest.raises(NoWorker, match="no worker is running yet"):
