@@ -73,10 +73,14 @@ class FeatureCache:
             )
 
     def key_of(self, picture: Picture) -> str:
-        """A hash of the picture's bytes; a file that did not change is not read again."""
-        if isinstance(picture, bytes):
-            return hashlib.sha256(picture).hexdigest()
-        found = picture.stat()
+        """A hash of the picture's bytes; a file that did not change is not read again. Raises BadSample when it is not
+        there any more."""
+        try:
+            found = None if isinstance(picture, bytes) else picture.stat()
+        except OSError:
+            found = None  # which reading it says in words
+        if found is None or isinstance(picture, bytes):
+            return hashlib.sha256(picture_bytes(picture)).hexdigest()
         path, stamp = str(picture.absolute()), f"{found.st_size}|{found.st_mtime_ns}"
         row = self._index().execute("SELECT key FROM files WHERE path = ? AND stamp = ?", (path, stamp)).fetchone()
         if row:

@@ -42,7 +42,10 @@ def train(settings: Settings, console: Console, *, resume: bool) -> Path:
     out = Path(settings.out).expanduser().absolute()
     journal = Journal(out / RUN)
     state = _begin(settings, out, journal, resume=resume)
-    stage = prepare(settings, console, records=journal.folder)
+    try:
+        stage = prepare(settings, console, records=journal.folder)
+    except BadSample as cause:
+        raise _changed(cause, "") from cause
     steps = stage.steps()
     main = stage.state.is_main_process
     quiet = console if main else Console(quiet=True)

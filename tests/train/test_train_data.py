@@ -187,6 +187,19 @@ def test_a_picture_that_is_damaged_after_the_check_ends_the_run_with_a_sentence(
         train(settings, Console(quiet=True), resume=False)
 
 
+def test_a_picture_that_is_gone_after_the_check_ends_the_run_with_a_sentence(parts: Parts, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (48, 48), "red").save(tmp_path / name)
+    data = write_samples(tmp_path / "data.json", [sample("a.png", "red"), sample("b.png", "red")] * 2)
+    given = {"model": str(parts.built), "data": (str(data),), "batch_size": 4, "precision": "fp32"}
+    given |= {"tensorboard": False, "out": str(tmp_path / "out"), "cache": str(tmp_path / "features")}
+    settings = settle("pretrain", None, given)
+    prepare(settings, Console(quiet=True), records=tmp_path / "out" / "run")
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(BadRequest, match=r"no longer what the check found: its picture .* is not there.*Put it back"):
+        train(settings, Console(quiet=True), resume=False)
+
+
 def test_data_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     for name, words in (("none.json", "there is no data at"), ("", "holds no samples")):
         with pytest.raises(BadRequest, match=words):
