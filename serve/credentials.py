@@ -71,6 +71,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+PUBLIC_LINK = "the public link"
+"""The host of whatever has one, which leads to it from everywhere."""
+
+
 def check_exposure(host: str, *, guarded: bool, insecure: bool, remedy: str) -> None:
     """Raise BadRequest for a server that a network could reach and that asks nobody who they are."""
     if not (guarded or insecure or is_loopback(host)):

@@ -21,7 +21,7 @@ from llava_core.errors import BadRequest, LlavaError
 from serve import moderation_flags as judging
 from serve import quota_flags as allowing
 from serve import tracing
-from serve.credentials import is_loopback
+from serve.credentials import PUBLIC_LINK, is_loopback
 from serve.page.actions import Rooms
 from serve.page.context import PageContext
 from serve.page.examples import load as load_examples
@@ -105,7 +105,7 @@ def main(
     from serve.client import Client
 
     tracing.start_tracing("page")
-    doorman = make_doorman(host, login, insecure)
+    doorman = make_doorman(PUBLIC_LINK if share else host, login, insecure)
     client = Client(controller_url)
     try:
         client.moderation = judging.moderation(

@@ -45,6 +45,16 @@ def test_a_port_named_for_one_process_is_not_chosen_for_another() -> None:
     assert [flags(child.argv)["--port"] for child in made.children] == ["21002", "21003", "21001"]
 
 
+def test_a_public_link_to_a_page_that_asks_nobody_is_refused() -> None:
+    with pytest.raises(BadRequest, match=r"whoever reaches the public link could.*--login.*--insecure"):
+        plan(LaunchConfig(models=(A,), share=True))
+    for wanted in (
+        LaunchConfig(models=(A,), share=True, login=True),
+        LaunchConfig(models=(A,), share=True, insecure=True),
+    ):
+        assert "--share" in plan(wanted).children[-1].argv
+
+
 def test_the_same_port_named_twice_is_refused() -> None:
     with pytest.raises(BadRequest, match="named twice"):
         plan(LaunchConfig(models=(A,), port=8000, controller_port=8000))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llava_core.config import CONTROL_PORT, CONTROLLER_PORT, PAGE_PORT, WORKER_PORT, WorkerTimings
 from llava_core.errors import BadRequest
+from serve.credentials import PUBLIC_LINK, check_exposure
 from serve.launcher.config import LaunchConfig, ModelSpec
 from serve.launcher.gpus import device_environment, hand_out
 from serve.launcher.ports import choose_port
@@ -51,9 +52,12 @@ class Plan:
 
 
 def make_plan(config: LaunchConfig, machine: Machine, *, logs: Path) -> Plan:
-    """The topology of `config`; BadRequest for ports that are taken and GPUs that are not there."""
+    """The topology of `config`; BadRequest for ports that are taken, GPUs that are not there, and a
+    public link to a page that asks nobody who they are."""
     if not config.models:
         raise BadRequest("there is no model to launch; name one with --model", param="--model")
+    if config.share:
+        check_exposure(PUBLIC_LINK, guarded=config.login, insecure=config.insecure, remedy="add --login")
     wanted = {port for port in (config.port, config.controller_port, config.control_port) if port is not None}
     wanted |= {config.worker_port + index for index in range(len(config.models))} if config.worker_port else set()
     ports = _Ports(machine, wanted)

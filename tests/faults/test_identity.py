@@ -351,6 +351,13 @@ def test_a_controller_open_to_the_network_refuses_to_start_without_keys(topology
     assert "Traceback" not in refused.log_text()
 
 
+def test_a_page_with_a_public_link_refuses_to_start_where_it_asks_nobody(topology: Topology, data_folder: Path):
+    refused = topology.start("page", "serve.gradio_web_server", ("--share", "--history", "off"))
+    assert refused.wait(30) == 2
+    assert "whoever reaches the public link could use this server" in refused.log_text()
+    assert "Traceback" not in refused.log_text()
+
+
 def test_the_page_lets_in_a_name_with_its_own_key_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
