@@ -103,7 +103,9 @@ def main(
     if history not in ("on", "off"):
         raise typer.BadParameter("must be on or off", param_hint="--history")
     from serve.client import Client
+    from serve.server import start_logging
 
+    start_logging()
     tracing.start_tracing("page")
     doorman = make_doorman(PUBLIC_LINK if share else host, login, insecure)
     client = Client(controller_url)

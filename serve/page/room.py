@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from llava_core.errors import ContextOverflow, LlavaError, WorkerLost
+from llava_core.errors import ContextOverflow, EngineFailure, LlavaError, WorkerLost
 from llava_core.types import Chunk, Request, Sampling, Usage
 from serve.page import session
 from serve.page.pictures import PictureDesk
@@ -223,17 +223,34 @@ class Room:
                 await self._stream(running, settings, request_id, progress)
             if progress.finish is None:
                 raise WorkerLost("the answer ended without saying that it was complete; retry", request_id=request_id)
+            outcome = progress.finish.finish_reason or ""
             changes = {"state": "done", "finish_reason": progress.finish.finish_reason}
             if progress.finish.flagged:
                 changes["notice"] = session.notice_of_flags(progress.finish.flagged)
         except asyncio.CancelledError:
-            changes = {"state": "stopped"}
+            outcome, changes = "stopped", {"state": "stopped"}
         except LlavaError as error:
+            outcome = error.code
             changes = {"state": "failed", "notice": session.notice_of(error)}
         except Exception:
             log.exception("request %s failed in the page", request_id)
+            outcome = EngineFailure.__name__
             changes = {"state": "failed", "notice": _unforeseen(request_id)}
         self._set(session.update(self.chat, running.id, text=progress.text, figures=progress.figures, **changes))
+        self._tell(request_id, running.model, outcome, progress)
+
+    def _tell(self, request_id: str, model: str, outcome: str, progress: _Progress) -> None:
+        """One line of log per answer, as controller and worker have one, with no word of the chat."""
+        usage = progress.finish.usage if progress.finish else None
+        fields = {
+            "model": ascii(model[:100]),
+            "outcome": outcome,
+            "tokens": usage.completion_tokens if usage else "-",
+            "first": "-" if progress.first_at is None else f"{progress.first_at - progress.asked_at:.3f}",
+            "took": f"{self._clock() - progress.asked_at:.3f}",
+        }
+        told = " ".join(f"{name}={value}" for name, value in fields.items())
+        log.info("chat %s %s", request_id, told, extra={"fields": {"request_id": request_id, **fields}})
 
     async def _stream(self, running: Answer, settings: Settings, request_id: str, progress: _Progress) -> None:
         images = await self._pictures.images(session.pictures_sent(self.chat))

@@ -223,6 +223,17 @@ def test_every_answer_of_the_page_says_how_it_may_be_used(http: httpx.Client):
             assert answer.headers["referrer-policy"] == "no-referrer"
 
 
+def test_the_page_logs_each_answer_as_the_other_servers_do(http: httpx.Client, page: Server):
+    asked = {"room": "l" * 32, "owner": "o" * 32, "place": "chat", "text": "hi", "model": "none-such"}
+    assert http.post("/live/act", json={"do": "ask", **asked}).status_code == 200
+    told = re.compile(r"^\S+ \S+ INFO serve\.page\.room: chat chatcmpl-\w+ model='none-such' outcome=\w+", re.MULTILINE)
+    for _ in range(100):
+        if told.search(page.log_text()):
+            break
+        time.sleep(0.05)
+    assert told.search(page.log_text()), page.log_text()
+
+
 # Uploads -----------------------------------------------------------------------------------------------------------
 
 

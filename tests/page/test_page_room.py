@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -54,6 +55,25 @@ async def test_an_answer_streams_and_ends_with_its_figures(room: Room, source: T
     assert (answer.figures.usage.image_tokens, answer.figures.usage.cached_tokens) == (4, 2)
     assert source.requests[0].sampling.seed == 7
     assert source.requests[0].owner == "me"
+
+
+async def test_each_answer_leaves_one_line_of_log_with_its_requests_id_and_no_word_of_it(
+    room: Room, source: ToldSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await room.ask("a-secret", (), "told", Settings())
+    source.say("Good day")
+    source.end(completion_tokens=3)
+    await until(room, "done")
+    await room.ask("a-secret", (), "told", Settings())
+    source.fail(WorkerLost("gone"))
+    await until(room, "failed")
+    await asyncio.sleep(0)
+    lines = [record.getMessage() for record in caplog.records if record.name == "serve.page.room"]
+    assert [line.split(" model=")[0] for line in lines] == [f"chat {request.id}" for request in source.requests]
+    assert "outcome=stop tokens=3" in lines[0]
+    assert "outcome=WorkerLost tokens=-" in lines[1]
+    assert not [line for line in lines if "a-secret" in line or "Good" in line]
 
 
 async def test_stop_keeps_what_was_said_and_lets_the_worker_go(room: Room, source: ToldSource) -> None:
