@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Scope
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_core.config import ImageLimits, ServerLimits, StoreLimits
 from llava_core.errors import Forbidden, Unauthorized
+from serve.error_handlers import http_error_response
 from serve.gate import Gate, check_name, check_origin
 from serve.http_frame import HttpFrame
 from serve.page.headers import SafeHeaders
@@ -36,6 +39,8 @@ LARGE_BYTES = 2 * StoreLimits().max_import_bytes
 """For chats that are brought in, which are text in text, and for questions of programs, with pictures in them."""
 SMALL_BYTES = 2 * 1024 * 1024
 """For all else, in which the longest is a question."""
+LEAST_FREE_BYTES = 500 * 1024 * 1024
+"""On the disk of the uploads; with less nothing more is taken, so that everything else on it can still be written."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,33 @@ class PageGate(Gate):
             raise Forbidden("only pictures that were uploaded here are handed out")
 
 
+@dataclass(frozen=True)
+class _WithSpace:
+    """Takes uploads while there is space for them."""
+
+    app: ASGIApp
+    uploads: Path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http" and _UPLOAD.fullmatch(scope["path"]) and self._is_full():
+            sentence = "the server's disk is full, so it takes no more pictures; try again later, or tell its operator"
+            app = http_error_response(scope["method"], scope["path"], HTTPException(507, sentence))
+        await app(scope, receive, send)
+
+    def _is_full(self) -> bool:
+        try:
+            return shutil.disk_usage(self.uploads).free < LEAST_FREE_BYTES
+        except OSError:  # the folder is made with the first upload
+            return False
+
+
 class PageFrame(HttpFrame):
     """Stands around Gradio's app, outside its own middleware, which would let in pages of other origins."""
 
     def __init__(self, app: ASGIApp, uploads: Path, *, local: bool, is_let_in: Callable[[Headers], bool]) -> None:
         gate = PageGate(local=local, uploads=uploads, is_let_in=is_let_in)
-        super().__init__(SafeHeaders(app), UPLOAD_BYTES, ServerLimits(), gate=gate)
+        super().__init__(_WithSpace(SafeHeaders(app), uploads), UPLOAD_BYTES, ServerLimits(), gate=gate)
 
     def most_at(self, path: str) -> int:
         if _UPLOAD.fullmatch(path):

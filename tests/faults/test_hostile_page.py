@@ -18,11 +18,13 @@ import psutil
 import pytest
 from gradio.routes import App
 from PIL import Image
+from starlette.responses import PlainTextResponse
 
 from llava_core.errors import Forbidden
 from serve.credentials import FOLDER
 from serve.key_ring import KeyRing, keys_file
-from serve.page.gate import PageGate
+from serve.page import gate
+from serve.page.gate import PageFrame, PageGate
 from tests.topology import Server, Topology
 
 UPLOADS = Path("/srv/uploads")
@@ -308,6 +310,16 @@ def test_a_file_over_the_limit_is_refused(http: httpx.Client, page: Server):
         raw.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\n" + kind)
         raw.sendall(b"\r\nContent-Length: 1000000000000\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
+async def test_no_more_is_uploaded_when_the_disk_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    frame = PageFrame(PlainTextResponse("taken"), tmp_path, local=True, is_let_in=lambda _: True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(frame), base_url="http://localhost") as http:
+        assert (await http.post("/gradio_api/upload", content=b"x" * 1000)).text == "taken"
+        monkeypatch.setattr(gate, "LEAST_FREE_BYTES", 10**18)
+        full = await http.post("/gradio_api/upload", content=b"x" * 1000)
+        assert (full.status_code, "disk is full" in full.text) == (507, True)
+        assert (await http.post("/live/act", json={})).text == "taken"
 
 
 def test_only_where_pictures_and_chats_are_sent_may_a_body_be_large(http: httpx.Client, servers: Topology):
