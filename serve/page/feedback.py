@@ -16,7 +16,7 @@ WHAT_IS_KEPT = (
     "Ratings and flags are kept on this server with the question, the answer, the chat before it and the model's name. "
     "Pictures are not kept, only their fingerprints. What you rated in a chat goes when you delete the chat."
 )
-NOTHING_IS_KEPT = "Ratings and flags stay in this chat; this server keeps no record of them."
+NOTHING_IS_KEPT = "Ratings and flags are kept with the chat and go with it; this server keeps no other record of them."
 
 
 def _now() -> datetime:

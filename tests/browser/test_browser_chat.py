@@ -222,6 +222,6 @@ def test_a_rating_is_noted_and_the_page_says_that_it_is_not_kept(desk: Desk) -> 
     desk.ask("Hello")
     desk.button("Good answer").click()
     expect(desk.button("Good answer")).to_have_attribute("aria-pressed", "true")
-    expect(desk.toast).to_contain_text("keeps no record")
+    expect(desk.toast).to_contain_text("keeps no other record")
     desk.button("What is kept?").click()
-    expect(desk.page.locator(".ls-kept")).to_contain_text("keeps no record")
+    expect(desk.page.locator(".ls-kept")).to_contain_text("keeps no other record")
