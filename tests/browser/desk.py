@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.sync_api import ConsoleMessage, Download, Locator, Page, Request, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 # What browser and Gradio say when a page is left while it streams, or a server is stopped on purpose.
 _EXPECTED = re.compile(
@@ -93,9 +94,10 @@ class Desk:
         button = self.page.get_by_role("tab", name=tab, exact=True)
         more = self.page.get_by_role("button", name="More tabs")
         expect(button.or_(more).filter(visible=True).first).to_be_visible()
-        if button.filter(visible=True).count():
-            button.click()
-        else:
+        try:
+            # It may be seen for a moment before the page finds that there is no room for it.
+            button.click(timeout=2_000)
+        except PlaywrightTimeout:
             more.click()
             self.page.locator(".overflow-dropdown").get_by_text(tab, exact=True).click()
 

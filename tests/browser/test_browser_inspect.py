@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.browser.conftest import NewDesk
 from tests.browser.pictures import save
@@ -41,9 +42,10 @@ def turn_to(page: Page, tab: str) -> None:
     """On a phone the last tabs are behind a button."""
     button = page.locator(f"#ls-tab-{tab.lower()}-button")
     expect(page.locator(".ls-picker").first).to_be_visible(timeout=SLOW_MS)
-    if button.is_visible():
-        button.click()
-    else:
+    try:
+        # It may be seen for a moment before the page finds that there is no room for it.
+        button.click(timeout=2_000)
+    except PlaywrightTimeout:
         page.get_by_role("button", name="More tabs").click()
         page.locator(".overflow-dropdown").get_by_text(tab, exact=True).click()
 
