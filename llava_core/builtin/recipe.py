@@ -84,8 +84,8 @@ PRACTICE_ROUNDS: Sequence[Round] = (
     Round("practice-5", 400, DESCRIBED, 30, 16, 3.5e-4, 2.5e-4, 5_000, relabelled=400, opened=True),
 )
 """What the first leaves unsure: places, what is beside what, counts, names of drawings; at last to believe the tower
-about photographs of whatever kind.
+about photographs of whatever kind, and to say all there is to see.
 
-What is shipped was made so, its data with seed 1; its samples' order came of seeds 0, 0, 0, 11, 12 and 1, and its
-second stage ended after 625 of 709 steps. The last round was begun from the others' adapters packed as one.
+What is shipped was made so, its data with seed 1; its samples' order came of seeds 0, 0, 0, 11, 12, 1 and 1, and
+its second stage ended after 625 of 709 steps. The fourth round was begun from the others' adapters packed as one.
 """

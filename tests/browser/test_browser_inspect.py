@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.browser.conftest import NewDesk
@@ -56,6 +56,16 @@ def choose(page: Page, model: str) -> None:
     expect(page.locator(".ls-view-inspect .ls-picker-name")).to_have_text(model)
 
 
+def looking_through_echo(new_desk: NewDesk, server: Server, tmp_path: Path) -> Locator:
+    """The Inspect tab with a picture in it, of an engine that tells nothing about itself."""
+    page = new_desk(url=server.url, query="/?model=echo", ready=False).page
+    turn_to(page, "Inspect")
+    view = page.locator(".ls-view-inspect")
+    choose(page, "echo")
+    view.locator("input[type=file]").set_input_files(save(tmp_path, "a.png", 64, 48))
+    return view
+
+
 def sideways(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth > innerWidth")
 
@@ -99,11 +109,7 @@ def test_a_picture_shows_its_tiles_prompt_probabilities_and_where_a_word_looked(
 def test_an_engine_that_cannot_tell_says_so_and_still_answers(
     new_desk: NewDesk, page_of_both: Server, tmp_path: Path
 ) -> None:
-    page = new_desk(url=page_of_both.url, query="/?model=echo", ready=False).page
-    turn_to(page, "Inspect")
-    view = page.locator(".ls-view-inspect")
-    choose(page, "echo")
-    view.locator("input[type=file]").set_input_files(save(tmp_path, "a.png", 64, 48))
+    view = looking_through_echo(new_desk, page_of_both, tmp_path)
     expect(view.get_by_role("status")).to_contain_text("another engine (echo)", timeout=SLOW_MS)
     view.get_by_label("Question").fill("Hello there")
     view.get_by_role("button", name="Ask").click()
@@ -114,11 +120,7 @@ def test_an_engine_that_cannot_tell_says_so_and_still_answers(
 def test_after_what_went_wrong_one_can_ask_again_and_the_old_trouble_goes(
     new_desk: NewDesk, page_of_both: Server, tmp_path: Path
 ) -> None:
-    page = new_desk(url=page_of_both.url, query="/?model=echo", ready=False).page
-    turn_to(page, "Inspect")
-    view = page.locator(".ls-view-inspect")
-    choose(page, "echo")
-    view.locator("input[type=file]").set_input_files(save(tmp_path, "a.png", 64, 48))
+    view = looking_through_echo(new_desk, page_of_both, tmp_path)
     notice, ask, question = (
         view.get_by_role("status"),
         view.get_by_role("button", name="Ask"),
@@ -137,11 +139,7 @@ def test_an_answer_that_a_limit_refuses_leaves_the_tab_ready_to_ask_again(
     new_desk: NewDesk, topology: Topology, examples: Path, tmp_path: Path
 ) -> None:
     limited = topology.page(extra=("--examples", str(examples), "--address-rate", "1/day"))
-    page = new_desk(url=limited.url, query="/?model=echo", ready=False).page
-    turn_to(page, "Inspect")
-    view = page.locator(".ls-view-inspect")
-    choose(page, "echo")
-    view.locator("input[type=file]").set_input_files(save(tmp_path, "a.png", 64, 48))
+    view = looking_through_echo(new_desk, limited, tmp_path)
     ask = view.get_by_role("button", name="Ask")
     view.get_by_label("Question").fill("Hello there")
     ask.click()

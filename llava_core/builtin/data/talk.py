@@ -74,7 +74,7 @@ def described(drawn: Drawn, dice: random.Random) -> list[Ask]:
     elif drawn.kind == "chart":
         listed = [f"bar {bar.label} is {bar.colour} with {bar.value}" for bar in drawn.things]
         answer = f"This is a bar chart with {COUNTS[len(listed)]} bars: {_listed(listed)}."
-        parts = tuple(f"{bar.label} is {bar.colour} with {bar.value}" for bar in drawn.things)
+        parts = tuple(listed)
     elif drawn.kind == "shapes":
         listed = [f"{a(thing.words)} at {place_words(thing)}" for thing in drawn.things]
         answer = f"{number(len(listed), 'shape')[:-1]}: {_listed(listed)}."
