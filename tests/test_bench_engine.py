@@ -14,6 +14,7 @@ import torch
 
 from llava_core.checkpoints.load import load_checkpoint
 from llava_core.checkpoints.tiny import build_tiny
+from llava_core.config import BatchLimits
 from llava_core.engines.load import EngineOptions, load_engine
 from llava_core.errors import ContextOverflow
 from llava_core.types import Chunk, ImagePart, Request, Sampling, user
@@ -116,7 +117,7 @@ async def test_the_engine_is_measured_beside_generate_and_the_machine(tiny: Path
     plan = EnginePlan(rounds=1, users=2, turns=2, long_turns=3, max_tokens=4, prefill_words=40, image_size=(40, 40))
     told: list[str] = []
     report = await bench_engine(
-        EngineOptions(model_path=str(tiny), device="cpu", dtype="float32"),
+        EngineOptions(model_path=str(tiny), device="cpu", dtype="float32", batch=BatchLimits(threads=3)),
         plan,
         lambda threads, device: Head("test", this_machine(torch_threads=threads, device=device), "today"),
         told=told.append,
@@ -124,7 +125,7 @@ async def test_the_engine_is_measured_beside_generate_and_the_machine(tiny: Path
     names = {line.name for line in report.lines}
     assert {ONE_STREAM, GROWTH, "prefill, tokens/s", "2 users: tokens/s", "first token alone, turn 3, s"} <= names
     assert report.limit.share == pytest.approx(report.limit.reached / report.limit.limit_tokens_per_s)
-    assert report.head.machine.torch_threads == torch.get_num_threads()
+    assert report.head.machine.torch_threads == 3
     assert any("2 users" in what for what in told)
     write_json(tmp_path / "e.json", report)
     assert read_json(tmp_path / "e.json", EngineReport) == report
