@@ -58,7 +58,8 @@ class BatchLimits:
     """How an engine that runs the model itself shares one device between requests. None lets it choose by device."""
 
     step_tokens: int | None = None
-    """New tokens in one forward pass; a longer prompt is prefilled in several, so that running answers go on."""
+    """New tokens in one forward pass; a longer prompt is prefilled in several, so that running answers go on. None
+    lets the engine choose by device, and while answers run by how long its passes take."""
     kv_bytes: int | None = None
     """Memory for the keys and values of running and parked chats."""
     kv_share: float | None = None

@@ -20,7 +20,7 @@ class Row:
 
 
 def shares(rows: list[Row], budget: int) -> list[tuple[int, int]]:
-    return [(rows.index(share.sequence), share.count) for share in plan(rows, budget)]
+    return [(rows.index(share.sequence), share.count) for share in plan(rows, budget, short=budget // 4)]
 
 
 def test_running_answers_get_their_token_before_any_prompt_is_prefilled() -> None:

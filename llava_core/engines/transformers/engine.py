@@ -30,6 +30,7 @@ from llava_core.engines.transformers.kv import KVStore
 from llava_core.engines.transformers.loop import Event, ModelLoop, Parts
 from llava_core.engines.transformers.memory import is_short
 from llava_core.engines.transformers.native.take_over import take_over
+from llava_core.engines.transformers.pace import Pace
 from llava_core.engines.transformers.packing import pack_linears
 from llava_core.engines.transformers.pictures import Pictures
 from llava_core.engines.transformers.pieces import pause_between_operations
@@ -149,6 +150,8 @@ class TransformersEngine:
             self._limits,
             max_running=self._max_running,
             budget=budget,
+            # Whoever names a size gets that size.
+            pace=None if self._batch.step_tokens else Pace(budget),
             guess_rows=budget if self._batch.speculate == "on" else _GUESS_ROWS.get(device.type, 16),
             threads=threads,
             deliver=self._deliver,

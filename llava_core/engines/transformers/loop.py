@@ -16,6 +16,7 @@ from llava_core.checkpoints.base import TokenFacts
 from llava_core.config import EngineLimits
 from llava_core.engines.transformers.encode import Encoder
 from llava_core.engines.transformers.kv import KVStore
+from llava_core.engines.transformers.pace import Pace
 from llava_core.engines.transformers.sampler import Drawn, Sampler
 from llava_core.engines.transformers.scheduler import FairQueue, in_turns, plan
 from llava_core.engines.transformers.sequence import Sequence
@@ -54,16 +55,19 @@ class ModelLoop:
         *,
         max_running: int,
         budget: int,
+        pace: Pace | None,
         guess_rows: int,
         threads: int | None = None,
         deliver: Deliver,
     ) -> None:
-        """A step takes at most `budget` tokens; it guesses ahead while it has no more than `guess_rows` rows. The
-        model's thread computes with `threads` on a CPU."""
+        """A step takes at most `budget` tokens, and while answers run it prefills no more than `pace` allows.
+        It guesses ahead while it has no more than `guess_rows` rows. The model's thread computes with `threads` on a
+        CPU."""
         self._parts = parts
         self._limits = limits
         self._max_running = max_running
         self._budget = budget
+        self._pace = pace
         self._guess_rows = guess_rows
         self._threads = threads
         self._deliver = deliver
@@ -148,23 +152,34 @@ class ModelLoop:
     def _turn(self) -> None:
         self._drop_left()
         self._admit()
-        works = [Work(share.sequence, share.count) for share in plan(self._running, self._encode())]
-        if works:
-            self._execute(self._guessing(works))
+        began = time.perf_counter()
+        decoding = sum(sequence.decoding for sequence in self._running)
+        budget = self._budget
+        if decoding and self._pace is not None:
+            budget = min(budget, decoding + self._pace.room())
+        encoded = self._encode(budget, hurry=decoding > 0)
+        room = budget - encoded if decoding else budget
+        works = [Work(share.sequence, share.count) for share in plan(self._running, room, short=self._budget // 4)]
+        if not works:
+            return
+        prefilled = encoded + sum(work.count for work in works if not work.sequence.decoding)
+        waited_for = any(work.ends for work in works)
+        self._execute(self._guessing(works))
+        # A step that draws nothing may be left to the device before it is done.
+        if self._pace is not None and waited_for:
+            self._pace.took(prefilled, time.perf_counter() - began)
 
-    def _encode(self) -> int:
-        """Go on with the pictures that are needed next; returns the tokens that the step may take after it. Where
-        answers are running both together are as long as a step without pictures."""
+    def _encode(self, budget: int, *, hurry: bool) -> int:
+        """Go on with the pictures that are needed next; returns how much it was, as tokens. With `hurry` (answers are
+        running) it leaves room in the step's `budget`, so that both together are as long as a step without pictures."""
         prefilling = in_turns(sequence for sequence in self._running if not sequence.decoding)
         encoder = self._parts.encoder
         if not prefilling and not encoder.busy:
-            return self._budget
-        hurry = len(prefilling) < len(self._running)
-        tokens = self._budget
+            return 0
+        tokens = budget
         if hurry:
-            tokens -= min(sum(sequence.ready() for sequence in prefilling), self._budget // 2)
-        spent = encoder.advance(prefilling, self._queue, tokens=tokens, hurry=hurry, failed=self._fail)
-        return self._budget - spent if hurry else self._budget
+            tokens -= min(sum(sequence.ready() for sequence in prefilling), budget // 2)
+        return encoder.advance(prefilling, self._queue, tokens=tokens, hurry=hurry, failed=self._fail)
 
     def _drop_left(self) -> None:
         """Requests whose reader left, and those that waited too long."""

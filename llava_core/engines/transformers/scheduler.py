@@ -42,17 +42,17 @@ class Share(Generic[R]):
     count: int
 
 
-def plan(running: Seq[R], budget: int) -> list[Share[R]]:
+def plan(running: Seq[R], budget: int, *, short: int) -> list[Share[R]]:
     """Each decoding request's token, then prefill chunks in the room that is left of `budget`.
 
-    Short remainders (a follow-up question) go before the long prompts that came earlier: they cost those almost
-    nothing. With long prompts owners take turns, each owner's own go in the order they came.
+    Remainders of up to `short` tokens (a follow-up question) go before the long prompts that came earlier: they cost
+    those almost nothing. With long prompts owners take turns, each owner's own go in the order they came.
     """
     shares = [Share(sequence, sequence.remaining) for sequence in running if sequence.decoding]
     room = max(budget - sum(share.count for share in shares), 1)
     prefilling = [sequence for sequence in running if not sequence.decoding]
-    short = [sequence for sequence in prefilling if sequence.remaining <= budget // 4]
-    for sequence in short + in_turns(sequence for sequence in prefilling if sequence not in short):
+    quick = [sequence for sequence in prefilling if sequence.remaining <= short]
+    for sequence in quick + in_turns(sequence for sequence in prefilling if sequence not in quick):
         count = min(sequence.ready(), room)
         if count > 0:
             shares.append(Share(sequence, count))
