@@ -26,7 +26,7 @@ from tests.topology import Server, Topology
 
 STATIC = Path(__file__).resolve().parent.parent.parent / "static"
 DESKTOP, PHONE = (1280, 800), (390, 844)
-SHAPES, QUESTION = 3, "What shapes and colours are in this picture?"
+SHAPES, QUESTION = 1, "What shapes and colours are in this picture?"
 LOADED_WITHIN_S = 600.0
 ANSWERED_WITHIN_MS = 300_000
 
@@ -35,8 +35,11 @@ def main(folder: Path = STATIC) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as logs, Topology(Path(logs)) as servers, sync_playwright() as playwright:
         servers.controller()
+        # As the launcher does with two models on two cores: more threads than cores wait for each other.
+        own = ("--threads", "1")
         workers = [
-            servers.worker(spec.name or "", model_path=spec.path, wait=False) for spec in default_models(Console())
+            servers.worker(spec.name or "", model_path=spec.path, wait=False, extra=own)
+            for spec in default_models(Console())
         ]
         for worker in workers:
             worker.until_ready("/health/ready", LOADED_WITHIN_S)
@@ -53,7 +56,8 @@ def main(folder: Path = STATIC) -> None:
         _save(_board(_open(browser, page, DESKTOP, tab="Leaderboard")), folder / "screenshot-leaderboard.png")
         _save(_chat(_open(browser, page, PHONE, dark=True)), folder / "screenshot-phone.png")
         _save(_inspect(_open(browser, page, DESKTOP, tab="Inspect")), folder / "screenshot-inspect.png")
-        _save(_status(_open(browser, page, DESKTOP)), folder / "screenshot-status.png")
+        asking = _open(browser, page, DESKTOP)
+        _save(_status(_open(browser, page, DESKTOP, tab="Status"), asking), folder / "screenshot-status.png")
         browser.close()
 
 
@@ -125,22 +129,24 @@ def _invent_votes(url: str) -> None:
 
 
 def _inspect(desk: Desk) -> Desk:
-    desk.view.locator(".ls-inspect-strip [data-example]").nth(3).click()
+    desk.view.locator(".ls-inspect-strip [data-example]").nth(SHAPES).click()
     expect(desk.view.locator(".ls-inspect-prompt")).to_be_visible(timeout=60_000)
     desk.view.locator(".ls-inspect-ask").click()
     expect(desk.view.locator(".ls-inspect-bars")).to_be_visible(timeout=60_000)
     return desk
 
 
-def _status(desk: Desk) -> Desk:
-    """After some minutes in which there was something to tell."""
+def _status(desk: Desk, asking: Desk) -> Desk:
+    """After some minutes in which there was something to tell, and while there is."""
+    expect(desk.page.locator(".ls-status-table tbody tr").first).to_be_visible()
     for _ in range(12):
-        _chat(desk)
-        desk.page.wait_for_timeout(5000)
-        desk.button("New chat").click()
-    desk.page.get_by_role("tab", name="Status").click()
-    expect(desk.page.locator(".ls-status-table tbody tr").first).to_be_visible(timeout=60_000)
-    desk.page.wait_for_timeout(60_000)
+        _chat(asking)
+        asking.page.wait_for_timeout(5000)
+        asking.button("New chat").click()
+    asking.input.fill("Write a long story about a lighthouse.")
+    asking.send_button.click()
+    expect(desk.page.locator(".ls-status-table")).to_contain_text("1 of")
+    desk.page.wait_for_timeout(3000)
     return desk
 
 
