@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llava_core.engines.transformers import choose
 from llava_core.engines.transformers.sampler import Draw, Sampler
 from llava_core.types import Sampling
 
@@ -158,3 +159,41 @@ def test_the_device_is_waited_for_once_however_many_draw(monkeypatch: pytest.Mon
         for _ in range(2):
             SAMPLER.draw(12 * torch.randn(8, VOCABULARY), many)
     assert (len(lists), asked.count) == (2, 0)
+
+
+class NoDoubles(TorchDispatchMode):
+    """As MPS: an operation that would give doubles fails."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for each in found if isinstance(found, list | tuple) else (found,):
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float64:
+                raise TypeError(f"{func} gives float64, which the MPS framework does not have")
+        return found
+
+
+def test_a_device_without_doubles_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[dict[str, Any]] = [
+        {"temperature": 0.0, "logprobs": 2, "repetition_penalty": 1.3},
+        {"temperature": 1.0, "seed": 3, "logprobs": 3, "presence_penalty": 0.5},
+        {"temperature": 0.7, "seed": 4, "top_p": 0.95, "logit_bias": {VOCABULARY - 1: 3.5}},
+        {"temperature": 1.2, "seed": 5, "top_k": 7, "min_p": 0.01, "min_tokens": 4},
+    ]
+    torch.manual_seed(2)
+    steps = [3 * torch.randn(len(wanted), VOCABULARY) for _ in range(8)]
+
+    def run() -> list[Any]:
+        draws = [Draw(Sampling(**each), frozenset({3}), frozenset({1, 2})) for each in wanted]
+        return [SAMPLER.draw(logits.clone(), draws) for logits in steps]
+
+    usual = run()
+    with pytest.raises(TypeError, match="float64"), NoDoubles():
+        run()
+    of_mps = choose.finest_dtype(torch.device("mps"))
+    monkeypatch.setattr(choose, "finest_dtype", lambda device: of_mps)
+    with NoDoubles():
+        assert run() == usual
+
+
+def test_doubles_are_kept_where_they_are() -> None:
+    assert {choose.finest_dtype(torch.device(name)) for name in ("cpu", "cuda:1")} == {torch.float64}

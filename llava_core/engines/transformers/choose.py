@@ -34,6 +34,12 @@ class Rules:
         return len(self.rows)
 
 
+def finest_dtype(device: torch.device) -> torch.dtype:
+    """Doubles, except on MPS, which has none: there, too, the same seed gives the same answer, only that a random
+    number next to the border of two tokens may fall on the other side of it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def has_filter(sampling: Sampling) -> bool:
     return sampling.top_p < 1.0 or bool(sampling.top_k) or bool(sampling.min_p)
 
@@ -44,7 +50,7 @@ def rules_on(device: torch.device, rows: Sequence[tuple[int, float, Sampling]]) 
         (row, uniform, sampling.temperature, sampling.top_k or 0, sampling.top_p, sampling.min_p)
         for row, uniform, sampling in rows
     ]
-    there = staged(torch.tensor(numbers, dtype=torch.double), device).to(device, non_blocking=True)
+    there = staged(torch.tensor(numbers, dtype=finest_dtype(device)), device).to(device, non_blocking=True)
     index, uniform, temperature, top_k, top_p, min_p = there.split(1, dim=1)
     filtered = sum(has_filter(sampling) for _, _, sampling in rows)
     return Rules(
@@ -114,7 +120,7 @@ def _kept(values: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, torch.Tenso
 
 def _invert(weights: torch.Tensor, uniform: torch.Tensor, likeliest: torch.Tensor) -> torch.Tensor:
     """Index drawn in proportion to the weights of each row, (rows, 1); zero weights are never drawn."""
-    bounds = weights.cumsum(dim=-1, dtype=torch.double)
+    bounds = weights.cumsum(dim=-1, dtype=finest_dtype(weights.device))
     at = torch.searchsorted(bounds, uniform * bounds[:, -1:], right=True)
     within = at.clamp(max=weights.shape[-1] - 1)
     lost = (at != within) | (weights.gather(1, within) == 0)

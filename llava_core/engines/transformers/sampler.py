@@ -144,7 +144,7 @@ class _Report:
 
 
 def _fetch(logits: torch.Tensor, rows: Sequence[Draw], report: _Report | None) -> list[Drawn]:
-    """What each row drew, in one transfer: doubles hold ids and log-probabilities exactly."""
+    """What each row drew, in one transfer: 32 bits hold log-probabilities as they are, and ids up to 16 million."""
     tokens = likeliest = _likeliest(logits)
     drawing = [row for row, draw in enumerate(rows) if not draw.greedy]
     if not drawing and report is None:
@@ -162,7 +162,7 @@ def _fetch(logits: torch.Tensor, rows: Sequence[Draw], report: _Report | None) -
             parts = [tokens, sure]
         if report is not None:
             parts += report.numbers(tokens)
-        numbers = torch.cat([part.double().flatten() for part in parts]).tolist()
+        numbers = torch.cat([part.float().flatten() for part in parts]).tolist()
         if all(numbers[len(rows) : len(rows) + len(drawing)]):
             break
     found = [Drawn(int(token)) for token in numbers[: len(rows)]]
@@ -195,14 +195,14 @@ def shape(logits: torch.Tensor, rows: Sequence[Draw]) -> None:
     steps = (repeated, added, biased, ended)
     if any(step.parts for step in steps):
         columns = [step.columns for step in steps]
-        joined = staged(torch.from_numpy(np.concatenate(columns, axis=1)), logits.device)
+        joined = staged(torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32)), logits.device)
         there = joined.to(logits.device, non_blocking=True)
-        for step, (rows_there, tokens, numbers) in zip(
+        for step, (rows_there, tokens, amounts) in zip(
             steps, there.split([each.shape[1] for each in columns], 1), strict=True
         ):
             if not step.parts:
                 continue
-            place, amounts = (rows_there.long(), tokens.long()), numbers.float()
+            place = rows_there.long(), tokens.long()
             values = logits[place]
             if step is repeated:
                 logits[place] = torch.where(values < 0, values * amounts, values / amounts)
