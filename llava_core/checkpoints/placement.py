@@ -60,7 +60,7 @@ class Placement:
 def place(wish: Wish, model: nn.Module, *, saved_dtype: str | None = None) -> Placement:
     """Choose for a model, given without its weights. BadRequest for what is not there or does not go together."""
     weights = sum(parameter.numel() for parameter in model.parameters())
-    device = _device(wish.device)
+    device = _device(wish)
     if wish.quantize and device.type not in PACKAGES[wish.quantize].devices:
         raise BadRequest(
             f"{wish.quantize} does not run on {device.type}; leave the quantisation away or use --device cpu",
@@ -88,9 +88,10 @@ def fast_bfloat16() -> bool:
     return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
-def _device(asked: str) -> torch.device:
+def _device(wish: Wish) -> torch.device:
+    asked = wish.device
     if asked == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return _best_device(wish.quantize)
     try:
         device = torch.device(asked)
     except RuntimeError as cause:
@@ -106,6 +107,16 @@ def _device(asked: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BadRequest("device 'mps' is not here; use --device cpu")
     return device
+
+
+def _best_device(quantize: Quantize | None) -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if torch.backends.mps.is_available():
+        if quantize is None or "mps" in PACKAGES[quantize].devices:
+            return torch.device("mps")
+        log.warning("%s does not run on mps; the model goes on the CPU", quantize)
+    return torch.device("cpu")
 
 
 def _dtype(wish: Wish, device: torch.device, weights: int, saved: str | None) -> torch.dtype:
@@ -126,6 +137,10 @@ def _dtype(wish: Wish, device: torch.device, weights: int, saved: str | None) ->
             )
             return torch.bfloat16
         return torch.float32
+    if device.type == "mps":
+        # Not every Mac has bfloat16; what was trained in it may overflow in float16, so float32 where that fits.
+        fits = weights * 4 <= _ROOM * memory_of_machine().free
+        return torch.float32 if fits and saved != "float16" else torch.float16
     # Eight-bit products of bitsandbytes are computed in float16 whatever is asked for.
     brief = device.type == "cuda" and not torch.cuda.is_bf16_supported()
     return torch.float16 if saved == "float16" or brief or wish.quantize == "int8" else torch.bfloat16

@@ -221,6 +221,41 @@ def test_a_device_that_cannot_quantise_is_told_so(monkeypatch: pytest.MonkeyPatc
         place(Wish("mps", quantize="int8"), nn.Linear(2, 2))
 
 
+def on_a_mac(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def test_auto_takes_cuda_before_mps_and_mps_before_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_mac(monkeypatch, cuda=True)
+    assert place(Wish(), nn.Linear(2, 2)).device == torch.device("cuda", 0)
+    on_a_mac(monkeypatch)
+    assert place(Wish(), nn.Linear(2, 2)).device == torch.device("mps")
+    assert place(Wish("cpu"), nn.Linear(2, 2)).device == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert place(Wish(), nn.Linear(2, 2)).device == torch.device("cpu")
+
+
+def test_auto_takes_the_cpu_for_what_mps_cannot_quantise(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_a_mac(monkeypatch)
+    assert place(Wish(quantize="int8-torchao"), nn.Linear(2, 2)).device == torch.device("cpu")
+    assert "int8-torchao does not run on mps; the model goes on the CPU" in caplog.text
+
+
+def test_mps_computes_in_float32_where_that_fits_and_in_float16_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_mac(monkeypatch)
+    monkeypatch.setattr(placement, "memory_of_machine", lambda: Memory(64 * GIB, 48 * GIB))
+    assert place(Wish(), llava_1_5_7b(), saved_dtype="bfloat16").dtype == torch.float32
+    assert place(Wish(), llava_1_5_7b(), saved_dtype="float16").dtype == torch.float16
+    assert place(Wish(dtype="bfloat16"), llava_1_5_7b()).dtype == torch.bfloat16
+    monkeypatch.setattr(placement, "memory_of_machine", lambda: Memory(16 * GIB, 12 * GIB))
+    assert place(Wish(), llava_1_5_7b(), saved_dtype="bfloat16").dtype == torch.float16
+
+
 def test_a_context_stretched_in_a_real_config_is_read() -> None:
     config = LlavaNextConfig(
         text_config={"model_type": "mistral", "sliding_window": None, "max_position_embeddings": 32768}
