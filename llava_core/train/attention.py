@@ -96,7 +96,10 @@ def samples_attention(
         whole = query.shape[2] > 1
         out = F.scaled_dot_product_attention(query, key, value, is_causal=whole, scale=scale, enable_gqa=grouped)
         return out.transpose(1, 2), None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if query.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
+        # Where the language model learns, its weights and positions are float32, and turning makes queries and keys
+        # so; values stay as autocast multiplied them.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         return _varlen(query, key, value, layout, scale, grouped), None
     alone = layout.alone or (() if layout.stacks else tuple(pairwise(layout.bounds.tolist())))
     found = [_stacked(query, key, value, stack, scale, dropout) for stack in layout.stacks]

@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llava_core.train.attention import lay_out, samples_attention, use_samples_attention
+from llava_core.train import attention
+from llava_core.train.attention import Layout, lay_out, samples_attention, use_samples_attention
 from llava_core.train.build import build
 from llava_core.train.dataset import Collate
 from llava_core.train.settings import settle
@@ -41,6 +43,45 @@ def test_packed_attention_is_each_samples_own(lengths: list[int], kv_heads: int)
     assert torch.allclose(out, expected, atol=1e-5)
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, (query, key, value), given), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_on_cuda_half_precision_goes_through_one_flash_attention(
+    monkeypatch: pytest.MonkeyPatch, half: torch.dtype
+) -> None:
+    """Queries and keys are float32 after positions turned them, as in full fine-tuning under autocast."""
+    seen: list[torch.dtype] = []
+
+    def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object) -> torch.Tensor:
+        seen.extend(each.dtype for each in (query, key, value))
+        return query.transpose(1, 2)
+
+    monkeypatch.setattr(attention, "_varlen", varlen)
+    with FakeTensorMode():
+        query, key = (torch.empty(1, 2, 8, 16, device="cuda") for _ in range(2))
+        value = torch.empty(1, 2, 8, 16, device="cuda", dtype=half)
+        layout = Layout(torch.empty(2, dtype=torch.int32, device="cuda"), 8, alone=((0, 8),))
+        out, _ = samples_attention(torch.nn.Identity(), query, key, value, None, layout=layout)
+    assert seen == [half] * 3
+    assert out.shape == (1, 8, 2, 16)
+
+
+def test_positions_make_queries_float32_where_the_language_model_learns_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, parts: Parts, mixed: Path
+) -> None:
+    """What the kernel is chosen by: the values' precision, which is autocast's."""
+    stage = ready(parts.built, mixed)
+    seen: list[tuple[torch.dtype, ...]] = []
+    whole = attention._stacked
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append((query.dtype, key.dtype, value.dtype))
+        return whole(query, key, value, *rest)
+
+    monkeypatch.setattr(attention, "_stacked", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        stage.model(**Collate(True, cached=False, pad=0)([stage.data.lessons[0]]))
+    assert set(seen) == {(torch.float32, torch.float32, torch.bfloat16)}
 
 
 def ready(model: Path, data: Path, **given: Any) -> Stage:
