@@ -51,6 +51,10 @@ class Journal:
     def losses(self) -> list[dict[str, Any]]:
         return [entry for entry in self.figures() if "loss" in entry]
 
+    def seconds(self) -> float:
+        """Spent on training until the last figure, over all sessions, with what a killed one did for nothing."""
+        return max((float(entry.get("seconds", 0)) for entry in self.losses()), default=0.0)
+
     def evaluations(self) -> list[dict[str, Any]]:
         return [entry for entry in self.figures() if "eval_loss" in entry]
 

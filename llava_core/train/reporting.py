@@ -32,7 +32,7 @@ class Reporter(TrainerCallback):
         self._board: Any = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._began = self._said = 0.0
+        self._before = self._began = self._said = 0.0
         self._first = 0
         self._last = (0.0, 0)
 
@@ -40,6 +40,7 @@ class Reporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._journal.forget_after(state.global_step)
+        self._before = float(self._journal.plan().get("seconds", 0))
         self._began, self._first = time.monotonic(), state.global_step
         self._last = (self._began, self._tokens())
         if self._folder is not None:
@@ -72,7 +73,7 @@ class Reporter(TrainerCallback):
             "grad_norm": logs.get("grad_norm"),
             "rates": rates,
             "tokens_per_s": round((tokens - counted) / max(1e-9, now - before), 1),
-            "seconds": round(now - self._began, 3),
+            "seconds": round(self._before + now - self._began, 3),
             "left_s": round(self._left(state, now), 1),
             "time": time.time(),
         }

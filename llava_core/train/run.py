@@ -69,7 +69,7 @@ def train(settings: Settings, console: Console, *, resume: bool) -> Path:
         )
         reporter_of.append(reporter)
         trainer.add_callback(reporter)
-        journal.write_plan(_plan(stage, steps, journal.plan(), resumed=state))
+        journal.write_plan(_plan(stage, steps, journal, resumed=state))
     began = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(state) if state else None)
@@ -86,7 +86,7 @@ def train(settings: Settings, console: Console, *, resume: bool) -> Path:
     if main and learned is not None:
         seconds = time.monotonic() - began
         _finish(stage, journal, learned, out, seconds)
-        quiet.print(f"trained in {duration(seconds)}; written to {out}", markup=False, soft_wrap=True)
+        quiet.print(f"trained in {duration(journal.plan()['seconds'])}; written to {out}", markup=False, soft_wrap=True)
         quiet.print(f"serve it: ./launch.sh --model {out}", markup=False, highlight=False, soft_wrap=True)
     stage.state.wait_for_everyone()
     return out
@@ -205,8 +205,8 @@ def _announce(stage: Stage, steps: Steps, console: Console) -> None:
         console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
-def _plan(stage: Stage, steps: Steps, before: Mapping[str, Any], *, resumed: Path | None) -> dict[str, Any]:
-    settings, data = stage.settings, stage.data
+def _plan(stage: Stage, steps: Steps, journal: Journal, *, resumed: Path | None) -> dict[str, Any]:
+    settings, data, before = stage.settings, stage.data, journal.plan()
     return {
         "stage": settings.stage,
         "settings": _comparable(settings),
@@ -228,7 +228,7 @@ def _plan(stage: Stage, steps: Steps, before: Mapping[str, Any], *, resumed: Pat
         "began": before.get("began", time.time()),
         "resumed": [*before.get("resumed", []), *([int(resumed.name.rpartition("-")[2])] if resumed else [])],
         "finished": None,
-        "seconds": before.get("seconds", 0),
+        "seconds": max(before.get("seconds", 0), journal.seconds()),  # of earlier sessions
     }
 
 
@@ -255,7 +255,7 @@ def _finish(stage: Stage, journal: Journal, learned: Mapping[str, torch.Tensor],
     export(stage.found.folder, learned, out, scale=settings.lora_alpha / settings.lora_rank, note=note)
     if settings.lora:
         export_adapter(stage.found.folder, learned, out / "adapter", _comparable(settings))
-    plan = journal.plan() | {"finished": time.time(), "seconds": journal.plan().get("seconds", 0) + seconds}
+    plan = journal.plan() | {"finished": time.time(), "seconds": journal.plan()["seconds"] + seconds}
     journal.write_plan(plan)
     write_plot(journal, out / "loss.png")
     write_card(journal, out)
