@@ -6,6 +6,7 @@ python -m llava_core.builtin rebuild --size small --out OUT
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,11 @@ def assemble(
 ) -> None:
     """Put a checkpoint together in the cache, if it is not there yet, and print where it lies."""
     from llava_core.builtin.assemble import BLIND, assembled, language_model
+    from llava_core.builtin.old_models import clear_old
 
-    print(language_model(_say) if variant == BLIND else assembled(variant, _say))
+    folder = language_model(_say) if variant == BLIND else assembled(variant, _say)
+    clear_old(folder, _say, time.time())
+    print(folder)
 
 
 @app.command()
