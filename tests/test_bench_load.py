@@ -248,6 +248,21 @@ def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.Monk
         reports.check_plot(tmp_path / "x.png")
 
 
+def test_the_plot_shows_errors_by_class_beside_the_figures_of_whole_answers(tmp_path: Path) -> None:
+    good = Answer(1, 1, 0.0, 1.0, 0.5, (0.25, 0.25), 30, 5, 16, 3)
+    refused, lost = (Answer(2, 1, 0.0, 1.0, error=error) for error in ("Overloaded", "NoWorker"))
+    both = [reports.Series("a", [good, refused, refused, lost]), reports.Series("b", [good])]
+    errors = reports.draw(both, "title").axes[3]
+    assert [label.get_text() for label in errors.get_xticklabels()] == ["NoWorker", "Overloaded"]
+    assert [[bar.get_height() for bar in bars] for bars in errors.containers] == [[1, 2], [0, 0]]
+    assert errors.get_legend_handles_labels()[1] == ["a: 3 of 4", "b: 0 of 1"]
+    reports.write_plot(tmp_path / "x.png", [both[1]], "title")
+    assert (tmp_path / "x.png").stat().st_size > 0
+    alone = reports.draw([both[1]], "title")
+    assert [text.get_text() for text in alone.axes[3].texts] == ["no errors"]
+    assert [len(axes.lines) for axes in alone.axes[:3]] == [2, 1, 1]
+
+
 def test_a_file_in_no_folder_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["load", "http://127.0.0.1:1", "--json", str(tmp_path / "no" / "x.json")])
     assert isinstance(result.exception, BadRequest)

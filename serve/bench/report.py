@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +85,20 @@ class Series:
 
 
 def write_plot(path: Path, series: Sequence[Series], title: str) -> None:
-    """First token by turn, gaps between tokens, tokens a second over time. Raises MissingDependency, BadRequest."""
+    """Raises MissingDependency, BadRequest."""
     check_plot(path)
+    try:
+        draw(series, title).savefig(path, dpi=120)
+    except (OSError, ValueError) as cause:
+        raise _unwritable(path, cause) from None
+
+
+def draw(series: Sequence[Series], title: str) -> Any:
+    """A figure: first token by turn, gaps between tokens, tokens a second over time, errors by class."""
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
-    figure: Any = Figure(figsize=(13, 4), layout="constrained")
-    first, gaps, over_time = figure.subplots(1, 3)
+    figure: Any = Figure(figsize=(11, 8), layout="constrained")
+    (first, gaps), (over_time, errors) = figure.subplots(2, 2)
     for number, one in enumerate(series):
         whole = [answer for answer in one.answers if answer.error is None]
         colour = f"C{number}"
@@ -106,19 +115,33 @@ def write_plot(path: Path, series: Sequence[Series], title: str) -> None:
             gaps.plot(waits, shares, "-", color=colour, label=one.name)
         seconds, rates = _rates(whole, one.rounds)
         over_time.plot(seconds, rates, "-", color=colour, label=one.name)
+    _draw_errors(errors, series)
     first.set(xlabel="turn", ylabel="seconds to the first token", ylim=(0, None))
     first.xaxis.get_major_locator().set_params(integer=True)
     gaps.set(xlabel="milliseconds between tokens", ylabel="share of gaps below", ylim=(0, 1))
     over_time.set(xlabel="seconds since the start", ylabel="pieces of text a second", ylim=(0, None))
-    for axes in (first, gaps, over_time):
+    for axes in (first, gaps, over_time, errors):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     figure.suptitle(title, fontsize=10)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as cause:
-        raise _unwritable(path, cause) from None
+    return figure
+
+
+def _draw_errors(axes: Any, series: Sequence[Series]) -> None:
+    """Requests that failed, by class and target, out of how many."""
+    failed = [Counter(answer.error for answer in one.answers if answer.error is not None) for one in series]
+    kinds = sorted({kind for each in failed for kind in each})
+    width = 0.8 / max(1, len(series))
+    for number, (one, counts) in enumerate(zip(series, failed, strict=True)):
+        label = f"{one.name}: {sum(counts.values())} of {len(one.answers)}"
+        places = [at + width * (number - (len(series) - 1) / 2) for at in range(len(kinds))]
+        axes.bar(places, [counts[kind] for kind in kinds], width, color=f"C{number}", label=label)
+    axes.set(ylabel="requests that failed", ylim=(0, None if kinds else 1))
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    if not kinds:
+        axes.text(0.5, 0.5, "no errors", ha="center", va="center", transform=axes.transAxes)
 
 
 def _rates(answers: Sequence[Answer], rounds: int, steps: int = 60) -> tuple[list[float], list[float]]:
