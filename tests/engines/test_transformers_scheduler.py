@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from threading import Event, Thread
 
-from llava_core.engines.transformers.scheduler import FairQueue, plan
+from llava_core.engines.transformers.scheduler import FairQueue, Turns
 
 
 @dataclass(eq=False)
@@ -20,7 +20,19 @@ class Row:
 
 
 def shares(rows: list[Row], budget: int) -> list[tuple[int, int]]:
-    return [(rows.index(share.sequence), share.count) for share in plan(rows, budget, short=budget // 4)]
+    return [(rows.index(share.sequence), share.count) for share in Turns[Row]().plan(rows, budget, short=budget // 4)]
+
+
+def steps(rows: list[Row], budget: int, count: int) -> list[list[tuple[int, int]]]:
+    """What each step takes, one after another; a prompt that is done leaves."""
+    turns: Turns[Row] = Turns()
+    taken: list[list[tuple[int, int]]] = []
+    for _ in range(count):
+        planned = turns.plan([row for row in rows if row.remaining], budget, short=budget // 4)
+        taken.append([(rows.index(share.sequence), share.count) for share in planned])
+        for share in planned:
+            share.sequence.remaining -= share.count
+    return taken
 
 
 def test_running_answers_get_their_token_before_any_prompt_is_prefilled() -> None:
@@ -45,6 +57,21 @@ def test_long_prompts_go_in_the_order_they_came() -> None:
 def test_owners_take_turns_with_long_prompts_too() -> None:
     rows = [Row(600, owner="a"), Row(600, owner="a"), Row(600, owner="b")]
     assert shares(rows, 1300) == [(0, 600), (2, 600), (1, 100)]
+
+
+def test_a_prompt_begun_is_finished_and_then_it_is_another_persons_turn() -> None:
+    rows = [Row(600, owner="a"), Row(600, owner="a"), Row(600, owner="a"), Row(600, owner="b")]
+    assert steps(rows, 300, 8) == [[(at, 300)] for at in (0, 0, 3, 3, 1, 1, 2, 2)]
+
+
+def test_many_short_prompts_of_one_person_do_not_hold_up_anothers_long_one() -> None:
+    rows = [Row(100, owner="a") for _ in range(8)] + [Row(700, owner="b")]
+    assert steps(rows, 400, 3) == [[(0, 100), (8, 300)], [(1, 100), (8, 300)], [(8, 100), (2, 100), (3, 100), (4, 100)]]
+
+
+def test_many_short_prompts_of_one_person_go_in_turns_with_anothers_short_one() -> None:
+    rows = [Row(100, owner="a") for _ in range(8)] + [Row(100, owner="b")]
+    assert steps(rows, 400, 2)[0] == [(0, 100), (8, 100), (1, 100), (2, 100)]
 
 
 def test_a_prompt_stops_before_a_picture_that_is_not_encoded_yet() -> None:

@@ -18,7 +18,7 @@ from llava_core.engines.transformers.encode import Encoder
 from llava_core.engines.transformers.kv import KVStore
 from llava_core.engines.transformers.pace import Pace
 from llava_core.engines.transformers.sampler import Drawn, Sampler
-from llava_core.engines.transformers.scheduler import FairQueue, in_turns, plan
+from llava_core.engines.transformers.scheduler import FairQueue, Turns
 from llava_core.engines.transformers.sequence import Sequence
 from llava_core.engines.transformers.step import Runs, Work
 from llava_core.engines.transformers.threads import use_threads
@@ -75,6 +75,7 @@ class ModelLoop:
         self._inbox: list[Sequence] = []
         self._stopping = False
         self._queue: FairQueue[Sequence] = FairQueue()
+        self._turns: Turns[Sequence] = Turns()
         self._running: list[Sequence] = []
         self._events: list[Event] = []
         self._stuck = False
@@ -159,7 +160,8 @@ class ModelLoop:
             budget = min(budget, decoding + self._pace.room())
         encoded = self._encode(budget, hurry=decoding > 0)
         room = budget - encoded if decoding else budget
-        works = [Work(share.sequence, share.count) for share in plan(self._running, room, short=self._budget // 4)]
+        planned = self._turns.plan(self._running, room, short=self._budget // 4)
+        works = [Work(share.sequence, share.count) for share in planned]
         if not works:
             return
         prefilled = encoded + sum(work.count for work in works if not work.sequence.decoding)
@@ -172,7 +174,7 @@ class ModelLoop:
     def _encode(self, budget: int, *, hurry: bool) -> int:
         """Go on with the pictures that are needed next; returns how much it was, as tokens. With `hurry` (answers are
         running) it leaves room in the step's `budget`, so that both together are as long as a step without pictures."""
-        prefilling = in_turns(sequence for sequence in self._running if not sequence.decoding)
+        prefilling = self._turns.order(sequence for sequence in self._running if not sequence.decoding)
         encoder = self._parts.encoder
         if not prefilling and not encoder.busy:
             return 0

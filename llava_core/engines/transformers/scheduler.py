@@ -42,32 +42,44 @@ class Share(Generic[R]):
     count: int
 
 
-def plan(running: Seq[R], budget: int, *, short: int) -> list[Share[R]]:
-    """Each decoding request's token, then prefill chunks in the room that is left of `budget`.
+class Turns(Generic[R]):
+    """Whose prompts and pictures go first, from step to step: each owner's first, then each owner's second, and so on,
+    and who had a prompt done goes to the end of the line. So nobody's many prompts stand before another person's."""
 
-    Remainders of up to `short` tokens (a follow-up question) go before the long prompts that came earlier: they cost
-    those almost nothing. With long prompts owners take turns, each owner's own go in the order they came.
-    """
-    shares = [Share(sequence, sequence.remaining) for sequence in running if sequence.decoding]
-    room = max(budget - sum(share.count for share in shares), 1)
-    prefilling = [sequence for sequence in running if not sequence.decoding]
-    quick = [sequence for sequence in prefilling if sequence.remaining <= short]
-    for sequence in quick + in_turns(sequence for sequence in prefilling if sequence not in quick):
-        count = min(sequence.ready(), room)
-        if count > 0:
-            shares.append(Share(sequence, count))
-            room -= count
-    return shares
+    def __init__(self) -> None:
+        self._line: dict[str, None] = {}
 
+    def plan(self, running: Seq[R], budget: int, *, short: int) -> list[Share[R]]:
+        """Each decoding request's token, then prefill chunks in the room that is left of `budget`; `short` as in
+        `order`."""
+        shares = [Share(sequence, sequence.remaining) for sequence in running if sequence.decoding]
+        room = max(budget - sum(share.count for share in shares), 1)
+        prefilling = [sequence for sequence in running if not sequence.decoding]
+        for sequence in self.order(prefilling, short=short):
+            count = min(sequence.ready(), room)
+            if count > 0:
+                shares.append(Share(sequence, count))
+                room -= count
+                if count == sequence.remaining:
+                    self._line.pop(sequence.owner)
+                    self._line[sequence.owner] = None
+        return shares
 
-def in_turns(running: Iterable[R]) -> list[R]:
-    """Each owner's first, then each owner's second, and so on: nobody's many prompts or pictures stand before another
-    person's only one."""
-    by_owner: dict[str, list[R]] = {}
-    for sequence in running:
-        by_owner.setdefault(sequence.owner, []).append(sequence)
-    rounds = zip_longest(*by_owner.values())
-    return [sequence for each in rounds for sequence in each if sequence is not None]
+    def order(self, prefilling: Iterable[R], *, short: int = 0) -> list[R]:
+        """Remainders of up to `short` tokens (a follow-up question) go before their owner's long prompts that came
+        earlier, and one of them before others' long ones: they cost those almost nothing."""
+        by_owner: dict[str, list[R]] = {owner: [] for owner in self._line}
+        for sequence in prefilling:
+            by_owner.setdefault(sequence.owner, []).append(sequence)
+        self._line = dict.fromkeys(owner for owner, own in by_owner.items() if own)
+
+        def is_long(sequence: R) -> bool:
+            return sequence.remaining > short
+
+        rounds = zip_longest(*(sorted(own, key=is_long) for own in by_owner.values()))
+        return [
+            sequence for each in rounds for sequence in sorted((one for one in each if one is not None), key=is_long)
+        ]
 
 
 class FairQueue(Generic[W]):
