@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from llava_core.builtin.rebuild_sizes import SIZES, cost_of
 from llava_core.run_command import run_command
 
 app = typer.Typer(
@@ -56,7 +57,7 @@ def data(
 @app.command()
 def rebuild(
     out: Annotated[Path, typer.Option(help="Folder for data, both stages and the card.")],
-    size: Annotated[str, typer.Option(help="tiny, small, stages (keeps the shipped tower) or full.")] = "small",
+    size: Annotated[str, typer.Option(help=f"How much of everything. {'. '.join(map(cost_of, SIZES))}.")] = "small",
     seed: Annotated[int, typer.Option(help="Seed of pictures and weights.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what lies in the folder.")] = False,
 ) -> None:

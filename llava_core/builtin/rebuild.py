@@ -27,7 +27,8 @@ from llava_core.builtin.parts import (
     cache_folder,
     fetch,
 )
-from llava_core.builtin.recipe import PRACTICE_ROUNDS, SIZES, STAGE_ONE, STAGE_TWO, Round, Size
+from llava_core.builtin.rebuild_sizes import SIZES, Size, cost_of
+from llava_core.builtin.recipe import PRACTICE_ROUNDS, STAGE_ONE, STAGE_TWO, Round
 from llava_core.errors import BadRequest
 from llava_core.train.words import duration
 
@@ -74,6 +75,7 @@ def rebuild(size: str, out: Path, say: Say, *, seed: int = 1, resume: bool = Fal
         raise BadRequest(f"there is no size {size!r}; there are {', '.join(SIZES)}", param="--size")
     if out.exists() and any(out.iterdir()) and not resume:
         raise BadRequest(f"{str(out)!r} is not empty; name a new folder, or go on in it with --resume", param="--out")
+    say(cost_of(size))
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     drawn = OneShape() if chosen.only else sources(say)

@@ -1,4 +1,4 @@
-"""How the built-in model is taught: how much of everything, and the rates of each stage and round."""
+"""How the built-in model is taught: the rates of each stage and round."""
 
 from __future__ import annotations
 
@@ -8,40 +8,6 @@ from typing import Any
 
 from llava_core.builtin.data.samples import DESCRIBED, DRILLS, KEPT_AWAKE, PRACTICE, SCENE_DRILLS
 
-
-@dataclass(frozen=True)
-class Size:
-    """How much of everything. `tower` 0 keeps the tower that is shipped; `only` are skills on drawings of one shape,
-    `practice` the part of `PRACTICE_ROUNDS` that is gone through."""
-
-    tower: int
-    encoded: int
-    pictures: int
-    captions: int
-    texts: bool
-    per_skill: int
-    words: str
-    rounds: int = 2
-    practice: float = 0.0
-    only: tuple[str, ...] = ()
-
-
-SIZES: Mapping[str, Size] = {
-    "tiny": Size(
-        0,
-        0,
-        96,
-        96,
-        False,
-        24,
-        "a minute or two: the shipped tower, and one skill, the colour of a shape",
-        rounds=1,
-        only=("color",),
-    ),
-    "small": Size(3_000, 1_024, 600, 300, True, 20, "about forty minutes on two cores", practice=0.1),
-    "stages": Size(0, 0, 2_800, 1_200, True, 60, "the shipped tower, both stages at full size", practice=1.0),
-    "full": Size(20_000, 5_120, 2_800, 1_200, True, 60, "several hours on two cores: as it was shipped", practice=1.0),
-}
 STAGE_ONE: Mapping[str, Any] = {"projector_rate": 1e-3, "batch_size": 8, "max_length": 512}
 STAGE_TWO: Mapping[str, Any] = {
     "lora": True,
