@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava_core.engines.transformers import choose
 from llava_core.engines.transformers.sampler import Draw, Sampler
+from llava_core.engines.transformers.transfer import sent
 from llava_core.types import Sampling
 
 VOCABULARY = 2000
@@ -197,3 +198,20 @@ def test_a_device_without_doubles_draws_the_same(monkeypatch: pytest.MonkeyPatch
 
 def test_doubles_are_kept_where_they_are() -> None:
     assert {choose.finest_dtype(torch.device(name)) for name in ("cpu", "cuda:1")} == {torch.float64}
+
+
+@pytest.mark.parametrize(("device", "waits"), [("mps", True), ("cuda", False)])
+def test_only_cuda_fetches_numbers_while_the_host_goes_on(
+    monkeypatch: pytest.MonkeyPatch, device: str, waits: bool
+) -> None:
+    """For MPS torch would read memory that was freed meanwhile."""
+    asked: list[tuple[object, ...]] = []
+
+    def to(numbers: torch.Tensor, where: torch.device, *, non_blocking: bool) -> torch.Tensor:
+        asked.append((where.type, not non_blocking))
+        return numbers
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda numbers: numbers)
+    sent(torch.zeros(3), torch.device(device))
+    assert asked == [(device, waits)]

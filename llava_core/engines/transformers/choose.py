@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llava_core.engines.transformers.transfer import staged
+from llava_core.engines.transformers.transfer import sent
 from llava_core.types import Sampling
 
 _FIRST_CANDIDATES = 256
@@ -50,7 +50,7 @@ def rules_on(device: torch.device, rows: Sequence[tuple[int, float, Sampling]]) 
         (row, uniform, sampling.temperature, sampling.top_k or 0, sampling.top_p, sampling.min_p)
         for row, uniform, sampling in rows
     ]
-    there = staged(torch.tensor(numbers, dtype=finest_dtype(device)), device).to(device, non_blocking=True)
+    there = sent(torch.tensor(numbers, dtype=finest_dtype(device)), device)
     index, uniform, temperature, top_k, top_p, min_p = there.split(1, dim=1)
     filtered = sum(has_filter(sampling) for _, _, sampling in rows)
     return Rules(

@@ -12,7 +12,7 @@ import torch
 
 from llava_core.engines.transformers.choose import choose, has_filter, rules_on
 from llava_core.engines.transformers.constrain import Constraint
-from llava_core.engines.transformers.transfer import staged, to_device
+from llava_core.engines.transformers.transfer import sent, to_device
 from llava_core.types import Sampling
 
 _GREEDY_BELOW = 1e-5
@@ -195,8 +195,7 @@ def shape(logits: torch.Tensor, rows: Sequence[Draw]) -> None:
     steps = (repeated, added, biased, ended)
     if any(step.parts for step in steps):
         columns = [step.columns for step in steps]
-        joined = staged(torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32)), logits.device)
-        there = joined.to(logits.device, non_blocking=True)
+        there = sent(torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32)), logits.device)
         for step, (rows_there, tokens, amounts) in zip(
             steps, there.split([each.shape[1] for each in columns], 1), strict=True
         ):

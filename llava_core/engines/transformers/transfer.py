@@ -10,8 +10,14 @@ import torch
 def to_device(*parts: Sequence[int] | torch.Tensor, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Each list, or flat tensor of the host, as a tensor of 64-bit integers."""
     tensors = [torch.as_tensor(part, dtype=torch.long) for part in parts]
-    joined = staged(torch.cat(tensors), device).to(device, non_blocking=True)
+    joined = sent(torch.cat(tensors), device)
     return joined.split([len(tensor) for tensor in tensors])
+
+
+def sent(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device. Only CUDA is not waited for: for MPS torch does not keep the memory, which would be read after it
+    was given to others."""
+    return staged(numbers, device).to(device, non_blocking=device.type == "cuda")
 
 
 def staged(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
