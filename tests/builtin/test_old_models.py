@@ -16,7 +16,8 @@ def folder(cache: Path, name: str, days: float) -> Path:
     made = cache / "models" / name
     made.mkdir(parents=True)
     (made / "config.json").write_text("{}")
-    os.utime(made, (NOW - days * DAY,) * 2)
+    when = NOW - days * DAY
+    os.utime(made, (when, when))
     return made
 
 
