@@ -86,7 +86,12 @@ def main(
         ),
     ] = DATABASE_URL,
     keep_days: Annotated[
-        int, typer.Option(min=0, help="Delete chats this many days after their last question; 0 never does.")
+        int,
+        typer.Option(
+            min=0,
+            help="Delete chats this many days after their last question, and what ratings and votes say after as many "
+            "days; 0 never does.",
+        ),
     ] = 0,
     keep_originals: Annotated[
         bool, typer.Option("--keep-originals", help="Keep pictures with what cameras wrote into them, places too.")
@@ -154,7 +159,7 @@ def make_context(
     """What the tabs are built with. `uploads` must be the folder Gradio uploads to."""
     limits = limits or ImageLimits()
     shown = load_examples(examples)
-    kept = Feedback(feedback)
+    kept = Feedback(feedback, keep_days)
     desk = PictureDesk(uploads, shown, limits, originals=originals)
     history = History(keeper, desk, keep_days=keep_days)
     return PageContext(
@@ -237,8 +242,9 @@ def serve(
         raise SystemExit(2) from None
     spare_what_stays()
     print(f"The page is at http://{host}:{port}", flush=True)
+    context.feedback.expire()
     while not ended.wait(timeout=3600):
-        pass
+        context.feedback.expire()
     blocks.close(verbose=False)
     tracing.stop_tracing()
     context.history.close()

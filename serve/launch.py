@@ -93,7 +93,12 @@ def main(
         typer.Option(help="Where chats are kept; data/chats.db or $LLAVA_SERVE_DATABASE_URL when not given."),
     ] = None,
     keep_days: Annotated[
-        int | None, typer.Option(min=0, help="Delete chats this many days after their last question; 0 never does.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Delete chats this many days after their last question, and what ratings and votes say after as many "
+            "days; 0 never does.",
+        ),
     ] = None,
     keep_originals: Annotated[
         bool | None, typer.Option("--keep-originals", help="Keep pictures with what cameras wrote into them.")

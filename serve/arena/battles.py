@@ -36,6 +36,7 @@ from serve.store.battles import Verdict, VotedBattle
 
 SIDES = ("left", "right")
 LABELS = ("Model A", "Model B")
+_STAYS = "how you voted stays in the ratings, as nobody's vote."
 _VERDICTS = ("a", "b", "tie", "both_bad")
 _ASKING = ("ask", "edit", "retry", "resume")
 
@@ -88,13 +89,15 @@ class Arena:
         ledger: Ledger,
         *,
         recording: bool = False,
+        end: str = "when you delete all your chats",
         limits: ArenaLimits | None = None,
         random: Random | None = None,
     ) -> None:
-        """`recording` keeps what was said with each vote."""
+        """`recording` keeps what was said with each vote; `end` says when what people wrote is deleted."""
         self.rooms = rooms
         self.ledger = ledger
         self.recording = recording
+        self._end = end
         self._models = models
         self._limits = limits or ArenaLimits()
         self._random = random or SystemRandom()
@@ -108,11 +111,12 @@ class Arena:
         if self.recording:
             return (
                 f"Votes are kept {kept} with the whole conversation, without its pictures, for whoever runs it; the "
-                "Leaderboard's downloads leave it out."
+                f"Leaderboard's downloads leave it out. The conversation and your reason go {self._end}; {_STAYS}"
             )
         return (
             f"Votes are kept {kept} with the models' names, your reason, the language you ask in and the "
-            "length of the answers, but not what you ask nor what is answered."
+            "length of the answers, but not what you ask nor what is answered. "
+            f"Your reason goes {self._end}; {_STAYS}"
         )
 
     async def tell(self, message: Message, place: Place = nullcontext) -> dict[str, Any]:
@@ -156,6 +160,14 @@ class Arena:
                 battle.vote = replace(battle.vote, reason=reason)
                 self.ledger.add(battle.vote)
         return battle.shown()
+
+    async def forget(self, owner: str) -> None:
+        """What this browser said goes; how its votes fell stays, as nobody's."""
+        await self.rooms.drop(owner)
+        async with self._changing:
+            for secret in [secret for secret, battle in self._battles.items() if battle.owner == owner]:
+                del self._battles[secret]
+            self.ledger.forget(owner)
 
     async def _count(self, battle: _Battle, secret: str, verdict: Verdict, reason: str) -> None:
         chats = tuple(self.rooms.chat_of(f"{secret}-{side}", battle.owner) for side in SIDES)

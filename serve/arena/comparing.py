@@ -48,12 +48,19 @@ class OpenVotes:
     """Its methods belong to one event loop. `keeper` None keeps votes in memory only."""
 
     def __init__(
-        self, rooms: Rooms, keeper: Keeper | None, *, recording: bool = False, limits: ArenaLimits | None = None
+        self,
+        rooms: Rooms,
+        keeper: Keeper | None,
+        *,
+        recording: bool = False,
+        end: str = "when you delete all your chats",
+        limits: ArenaLimits | None = None,
     ) -> None:
-        """`recording` keeps what was said with each vote."""
+        """`recording` keeps what was said with each vote; `end` says when votes are deleted."""
         self._rooms = rooms
         self._keeper = keeper
         self._recording = recording
+        self._end = end
         self._limits = limits or ArenaLimits()
         self._in_memory: OrderedDict[str, OpenVote] = OrderedDict()
 
@@ -61,7 +68,7 @@ class OpenVotes:
     def promise(self) -> str:
         """What the page says about what is kept."""
         if self._keeper is None:
-            return "Votes stay in this server's memory until it restarts."
+            return f"Votes stay in this server's memory until it restarts, and go {self._end}."
         what = (
             "the whole conversation, without its pictures"
             if self._recording
@@ -69,7 +76,7 @@ class OpenVotes:
         )
         return (
             f"Votes are kept on this server with {what}, as open ones: the Leaderboard does not count them. Press your "
-            "vote again to take it back."
+            f"vote again to take it back; all your open votes go {self._end}."
         )
 
     async def vote(self, message: Message) -> dict[str, Any]:
@@ -122,6 +129,11 @@ class OpenVotes:
                 return _shown(field, await asyncio.to_thread(keeper.read, job))
         except (StoreTrouble, TimeoutError):
             return _shown(field, None)
+
+    async def forget(self, owner: str) -> None:
+        """This person's votes that stand in memory; those in the database go with their chats."""
+        for id in [id for id, vote in self._in_memory.items() if vote.owner == owner]:
+            del self._in_memory[id]
 
     async def _withdraw(self, field: _Field) -> None:
         self._in_memory.pop(field.id, None)

@@ -49,7 +49,7 @@ class Ledger:
         """What people should know about the keeping of votes; empty while all is well."""
         if self._keeper is None:
             return "Votes are counted in this server's memory and are gone when it restarts."
-        count = len(self._refused)
+        count = len(self._refused & self._unwritten.keys())
         if not count and not self._keeper.state.trouble:
             return ""
         reason = self._keeper.state.trouble or "this server's database is busy"
@@ -67,6 +67,13 @@ class Ledger:
         while len(self._unwritten) > self._limits.max_unwritten:
             self._refused.discard(self._unwritten.popitem(last=False)[0])
         self._start(self._write(battle))
+
+    def forget(self, owner: str) -> None:
+        """This voter's battles are nobody's from now on; the database's own are made so in the transaction that deletes
+        the voter's chats. A vote that still waits to be written would bring the voter back, and goes."""
+        for id in [id for id, battle in self._unwritten.items() if battle.owner == owner]:
+            del self._unwritten[id]
+        self._known.update({id: battle.as_nobodys() for id, battle in self._known.items() if battle.owner == owner})
 
     async def battles(self) -> tuple[VotedBattle, ...]:
         """All of them, as read a few seconds ago at most, with everything that was voted here since."""

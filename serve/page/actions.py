@@ -119,9 +119,9 @@ class Rooms:
         self._rooms[secret] = held
         held.room.mark(lambda chat: chat)
 
-    async def forget_ratings(self, secrets: Iterable[str]) -> None:
-        """What the operator recorded of these chats."""
-        await self._feedback.forget(secrets)
+    async def forget_ratings(self, secrets: Iterable[str], owner: str = "") -> None:
+        """What the operator recorded of these chats, and of all that this owner rated."""
+        await self._feedback.forget(secrets, owner)
 
     async def drop(self, owner: str, secrets: Iterable[str] | None = None) -> None:
         """Forget these rooms of the owner, or all of them, and end what is on its way there."""
@@ -261,7 +261,8 @@ class Rooms:
         room.mark(partial(_updated, answer=answer, changes=changes))
         found = session.find(room.chat, answer)
         if found:
-            await self._feedback.keep(str(message["room"]), room.chat, *found)
+            secret = str(message["room"])
+            await self._feedback.keep(secret, read_owner(message) or owner_of(secret), room.chat, *found)
 
 
 def read_owner(message: Message) -> str:

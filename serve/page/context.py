@@ -50,8 +50,8 @@ class PageContext:
     def arena(self) -> Arena:
         """The same for all tabs that show battles or what comes of them."""
         rooms, ledger = BlindRooms.beside(self.rooms), Ledger(self.history.keeper)
-        return Arena(rooms, self.models, ledger, recording=self.feedback.is_on)
+        return Arena(rooms, self.models, ledger, recording=self.feedback.is_on, end=self.history.end)
 
     @cached_property
     def open_votes(self) -> OpenVotes:
-        return OpenVotes(self.rooms, self.history.keeper, recording=self.feedback.is_on)
+        return OpenVotes(self.rooms, self.history.keeper, recording=self.feedback.is_on, end=self.history.end)

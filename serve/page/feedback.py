@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
+import threading
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from serve.page.session import Answer, Chat, Turn
 
+log = logging.getLogger(__name__)
+
 WHAT_IS_KEPT = (
     "Ratings and flags are kept on this server with the question, the answer, the chat before it and the model's name. "
-    "Pictures are not kept, only their fingerprints. What you rated in a chat goes when you delete the chat."
+    "Pictures are not kept, only their fingerprints. What you rated in a chat goes when you delete the chat"
 )
 NOTHING_IS_KEPT = "Ratings and flags are kept with the chat and go with it; this server keeps no other record of them."
 
@@ -24,12 +28,13 @@ def _now() -> datetime:
 
 
 class Feedback:
-    """Where ratings go. `path` None keeps nothing."""
+    """Where ratings go. `path` None keeps nothing, `keep_days` 0 keeps them until their chat is deleted."""
 
-    def __init__(self, path: Path | None, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(self, path: Path | None, keep_days: int = 0, clock: Callable[[], datetime] = _now) -> None:
         self._path = path
+        self._keep_days = keep_days
         self._clock = clock
-        self._lock = asyncio.Lock()
+        self._lock = threading.Lock()
 
     @property
     def is_on(self) -> bool:
@@ -38,44 +43,74 @@ class Feedback:
     @property
     def promise(self) -> str:
         """What the page says about it."""
-        return WHAT_IS_KEPT if self._path else NOTHING_IS_KEPT
+        if self._path is None:
+            return NOTHING_IS_KEPT
+        return f"{WHAT_IS_KEPT}, or after {self._keep_days} days." if self._keep_days else f"{WHAT_IS_KEPT}."
 
-    async def keep(self, room: str, chat: Chat, turn: Turn, answer: Answer) -> None:
+    async def keep(self, room: str, owner: str, chat: Chat, turn: Turn, answer: Answer) -> None:
         """One line per change of mind; the last line about an answer counts."""
         if self._path is None:
             return
-        async with self._lock:
-            await asyncio.to_thread(_append, self._path, room, chat, turn, answer, self._clock())
+        record = {"time": self._clock().isoformat(timespec="seconds"), "chat": _name_of(room), "by": _name_of(owner)}
+        await asyncio.to_thread(self._append, record, chat, turn, answer)
 
-    async def forget(self, rooms: Iterable[str]) -> None:
-        """Take out every line about the chats in these rooms."""
+    async def forget(self, rooms: Iterable[str], owner: str = "") -> None:
+        """Take out every line about the chats in these rooms, and all that this owner rated."""
+        chats, by = {_name_of(room) for room in rooms}, _name_of(owner) if owner else ""
+        await asyncio.to_thread(
+            self._take_out, lambda record: record.get("chat") in chats or bool(by and record.get("by") == by)
+        )
+
+    def expire(self) -> None:
+        """Take out what is older than it is kept; to be called now and then."""
+        oldest = self._clock() - timedelta(days=self._keep_days)
+        try:
+            if self._keep_days:
+                self._take_out(lambda record: datetime.fromisoformat(record["time"]) < oldest)
+        except OSError as error:
+            log.warning("old ratings could not be deleted from %s: %s", self._path, error)
+
+    def _append(self, record: dict[str, Any], chat: Chat, turn: Turn, answer: Answer) -> None:
         if self._path is None:
             return
-        async with self._lock:
-            await asyncio.to_thread(_without, self._path, {_name_of(room) for room in rooms})
+        line = json.dumps({**record, **_said(chat, turn, answer)}, ensure_ascii=False)
+        with self._lock:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+    def _take_out(self, which: Callable[[dict[str, Any]], bool]) -> None:
+        if self._path is None:
+            return
+        with self._lock:
+            if not self._path.exists():
+                return
+            # Answers may hold other signs that split lines.
+            with self._path.open(encoding="utf-8", newline="\n") as file:
+                lines = list(file)
+            kept = [line for line in lines if not _is_one(line, which)]
+            if len(kept) < len(lines):
+                part = self._path.with_suffix(".part")
+                part.write_text("".join(kept), encoding="utf-8", newline="\n")
+                part.replace(self._path)
 
 
-def _name_of(room: str) -> str:
-    """The chat's name in the file: the same for all its lines, and no way back to the room."""
-    return hashlib.sha256(f"feedback {room}".encode()).hexdigest()[:24]
+def _name_of(secret: str) -> str:
+    """The name of a chat or a browser in the file: the same in all its lines, and no way back to the secret."""
+    return hashlib.sha256(f"feedback {secret}".encode()).hexdigest()[:24]
 
 
-def _without(path: Path, names: set[str]) -> None:
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if not (line.strip() and json.loads(line).get("chat") in names)]
-    if len(kept) < len(lines):
-        part = path.with_suffix(".part")
-        part.write_text("".join(kept), encoding="utf-8")
-        part.replace(path)
+def _is_one(line: str, which: Callable[[dict[str, Any]], bool]) -> bool:
+    """A line that was cut off as it was written might be anybody's, and counts as one."""
+    try:
+        return which(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
-def _append(path: Path, room: str, chat: Chat, turn: Turn, answer: Answer, when: datetime) -> None:
+def _said(chat: Chat, turn: Turn, answer: Answer) -> dict[str, Any]:
     earlier = chat.turns[: chat.turns.index(turn)] if turn in chat.turns else ()
-    record: dict[str, Any] = {
-        "time": when.isoformat(timespec="seconds"),
-        "chat": _name_of(room),
+    return {
         "rating": answer.rating,
         "flagged": answer.flagged,
         "model": answer.model,
@@ -84,9 +119,6 @@ def _append(path: Path, room: str, chat: Chat, turn: Turn, answer: Answer, when:
         "pictures": [_fingerprint(picture.path) for picture in turn.pictures],
         "before": [{"question": past.text, "answer": past.answer.text} for past in earlier],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _fingerprint(path: str) -> str:

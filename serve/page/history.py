@@ -22,10 +22,9 @@ from llava_core.errors import LlavaError, Unauthorized
 from serve.page.pictures import PictureDesk
 from serve.page.session import Chat, Picture
 from serve.page.tree import messages_of, title_of, turns_of
-from serve.store import conversations
+from serve.store import conversations, removing
 from serve.store.images import StoredImage, fetch_image
 from serve.store.keeper import Keeper, StoreTrouble
-from serve.store.open_votes import remove_open_votes
 from serve.store.records import KeptChat, KeptPicture, Listed, Shared
 
 log = logging.getLogger(__name__)
@@ -68,6 +67,12 @@ class History:
     def keeper(self) -> Keeper | None:
         """For what else is kept in the same database."""
         return self._keeper
+
+    @property
+    def end(self) -> str:
+        """When what people write beside their chats, about a vote for one, is deleted."""
+        days = f", or after {self._keep_days} days" if self._keep_days and self.is_on else ""
+        return f"when you delete all your chats{days}"
 
     @property
     def promise(self) -> str:
@@ -147,13 +152,10 @@ class History:
         return await self._do(lambda connection: conversations.remove(connection, id, owner))
 
     async def delete_all(self, owner: str) -> tuple[str, ...]:
-        """Which chats those were."""
-
-        def remove(connection: Connection) -> tuple[str, ...]:
-            remove_open_votes(connection, owner)
-            return conversations.remove_all(connection, owner)
-
-        return await self._do(remove)
+        """Chats, and what stands with the owner's votes. Which chats those were."""
+        if self._keeper is None:
+            return ()
+        return await self._do(lambda connection: removing.remove_all(connection, owner))
 
     async def share(self, id: str, owner: str) -> str | None:
         return await self._do(lambda connection: conversations.share(connection, id, owner, datetime.now(UTC)))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from llava_core.errors import BadRequest
 from serve.page.actions import Message, Rooms, read_owner
 from serve.store.records import Listed
+
+
+class Forgetful(Protocol):
+    """Holds what a person wrote elsewhere than in their chats."""
+
+    async def forget(self, owner: str) -> None: ...
 
 
 async def listed(rooms: Rooms, message: Message) -> dict[str, Any]:
@@ -16,8 +22,9 @@ async def listed(rooms: Rooms, message: Message) -> dict[str, Any]:
     return {"chats": [_row(chat, rooms) for chat in chats]}
 
 
-async def tend(rooms: Rooms, message: Message) -> dict[str, Any]:
-    """Do to a chat what the message says. Raises BadRequest where the owner has no such chat."""
+async def tend(rooms: Rooms, message: Message, elsewhere: Sequence[Forgetful] = ()) -> dict[str, Any]:
+    """Do to a chat what the message says; who deletes all of them is forgotten `elsewhere` too. Raises BadRequest
+    where the owner has no such chat."""
     owner, id = _owner(message), str(message.get("id") or "")
     history = rooms.history
     match message.get("do"):
@@ -33,8 +40,10 @@ async def tend(rooms: Rooms, message: Message) -> dict[str, Any]:
                 await rooms.forget_ratings([id])
         case "delete all":
             await rooms.drop(owner)
+            for other in elsewhere:
+                await other.forget(owner)
             gone = await history.delete_all(owner)
-            await rooms.forget_ratings(gone)
+            await rooms.forget_ratings(gone, owner)
             done = {"deleted": len(gone)}
         case "import":
             name, text = str(message.get("name") or "the file")[:200], str(message.get("text") or "")

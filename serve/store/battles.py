@@ -6,7 +6,7 @@ Every function works in the transaction it is given.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -24,6 +24,8 @@ Conversation = tuple[tuple[str, str], ...]
 """Questions with their answers."""
 OWNER = "arena"
 """Recorded conversations belong to no browser: whoever asked finds them in no list."""
+NOBODY = ""
+"""Has the votes whose voter deleted what they wrote, and those that are too old to be anybody's."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class VotedBattle:
     @property
     def place(self) -> str:
         return "arena"
+
+    def as_nobodys(self) -> VotedBattle:
+        """Its outcome alone, as ratings need it."""
+        return replace(self, owner=NOBODY, reason="", conversations=None)
 
 
 class RecordedBattle(Protocol):
@@ -116,7 +122,8 @@ def cast_vote(
 ) -> None:
     """The live vote of this person in this battle; one that was there no longer counts. Twice is as once."""
     row = {"verdict": verdict, "winner": winner, "reason": clean(reason) or None}
-    its = (VOTES.c.battle_id == battle, VOTES.c.owner == owner, VOTES.c.replaced_at.is_(None))
+    # Nobody's was this person's once: nobody else votes in their battle.
+    its = (VOTES.c.battle_id == battle, VOTES.c.owner.in_((owner, NOBODY)), VOTES.c.replaced_at.is_(None))
     live = connection.execute(select(VOTES.c.verdict, VOTES.c.winner, VOTES.c.reason).where(*its)).one_or_none()
     if live and dict(live._mapping) == row:
         return

@@ -23,12 +23,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlchemyError
 
 from llava_core.config import StoreLimits
-from serve.store.conversations import remove_older, save
+from serve.store.conversations import save
 from serve.store.database import Database
 from serve.store.growing import grown_texts
 from serve.store.images import keep_image, read_picture, stored_image, sweep_images
 from serve.store.messages import write_texts
 from serve.store.records import KeptChat, KeptMessage, KeptPicture
+from serve.store.removing import remove_older
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, select, update
 
 from serve.store.battles import Conversation, Style, cast_vote, keep_conversation
 from serve.store.database import upsert
-from serve.store.tables import BATTLE_SLOTS, BATTLES, CONVERSATIONS, VOTES
+from serve.store.tables import BATTLE_SLOTS, BATTLES, VOTES
 
 PLACE = "compare"
 
@@ -79,12 +79,3 @@ def read_open_vote(connection: Connection, id: str, owner: str) -> tuple[OpenVer
 def withdraw_open_vote(connection: Connection, id: str, owner: str, now: datetime) -> None:
     its = (VOTES.c.battle_id == id, VOTES.c.owner == owner, VOTES.c.replaced_at.is_(None))
     connection.execute(update(VOTES).where(*its).values(replaced_at=now))
-
-
-def remove_open_votes(connection: Connection, owner: str) -> int:
-    """All of a person's, with their reasons, those they took back and what was recorded with them."""
-    gone = select(BATTLES.c.id).where(BATTLES.c.owner == owner, BATTLES.c.place == PLACE)
-    said = select(BATTLE_SLOTS.c.conversation_id).where(BATTLE_SLOTS.c.battle_id.in_(gone))
-    connection.execute(delete(CONVERSATIONS).where(CONVERSATIONS.c.id.in_(said)))
-    connection.execute(delete(VOTES).where(VOTES.c.battle_id.in_(gone)))
-    return connection.execute(delete(BATTLES).where(BATTLES.c.owner == owner, BATTLES.c.place == PLACE)).rowcount

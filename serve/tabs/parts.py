@@ -107,7 +107,7 @@ def history(context: PageContext) -> gr.HTML:
 
     async def tend(message: Any) -> dict[str, Any]:
         try:
-            return await tending.tend(context.rooms, message_of(message))
+            return await tending.tend(context.rooms, message_of(message), (context.arena, context.open_votes))
         except LlavaError as error:
             return {"error": error.message}
 

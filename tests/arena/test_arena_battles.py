@@ -17,10 +17,14 @@ from llava_core.engines.echo import EchoEngine
 from llava_core.errors import BadRequest, LlavaError, NoWorker, Unauthorized
 from serve.arena.battles import Arena, BlindRooms
 from serve.arena.ledger import Ledger
+from serve.page.actions import Rooms
 from serve.page.feedback import Feedback
+from serve.page.history import History, owner_of
 from serve.page.models import ModelList
 from serve.page.pictures import PictureDesk
 from serve.page.room import RoomTimings
+from serve.page.tending import tend
+from serve.store.battles import NOBODY
 from serve.store.database import Database
 from serve.store.keeper import Keeper
 from tests.page import sources
@@ -274,6 +278,42 @@ async def test_without_a_database_votes_are_counted_and_the_page_says_for_how_lo
     assert len(await arena.ledger.battles()) == 1
     assert "gone when it restarts" in arena.ledger.trouble
     assert "until it restarts" in arena.promise
+
+
+@pytest.mark.parametrize("database", ["a.db", ""])
+async def test_who_deletes_all_their_chats_leaves_how_they_voted_and_nothing_they_said(
+    make: Make, tmp_path: Path, database: str
+) -> None:
+    arena = make(database=database, recording=True)
+    await both(arena)
+    await vote(arena, "b", reason="private")
+    desk = PictureDesk(tmp_path)
+    history = History(arena.ledger._keeper, desk, LIMITS)
+    rooms = Rooms(arena.rooms._source, desk, Feedback(None), QUICK, history=history)
+    await tend(rooms, {"do": "delete all", "owner": YOU}, (arena,))
+    assert (await arena.ledger.battles())[0].reason == "private"
+    await tend(rooms, {"do": "delete all", "owner": ME}, (arena,))
+    [kept] = await arena.ledger.battles()
+    assert (kept.verdict, kept.reason, kept.owner, kept.conversations) == ("b", "", NOBODY, None)
+    assert await arena.ledger.conversations() == {}
+    assert (await arena.tell({"do": "open", "room": f"{SECRET}-left", "owner": ME}))["turns"] == []
+    with pytest.raises(BadRequest, match="no battle here yet"):
+        await vote(arena, "b", reason="again")
+
+
+async def test_a_vote_that_waits_for_the_database_is_not_written_for_who_deleted_their_chats(
+    make: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").write_text("a file where the folder should be")
+    arena = make(database="gone/a.db")
+    await both(arena)
+    await vote(arena, reason="private")
+    await until(lambda: _waits(arena))
+    await arena.forget(owner_of(ME))
+    assert "waits" not in arena.ledger.trouble
+    (tmp_path / "gone").unlink()
+    await until(lambda: _well(arena))
+    assert await make(database="gone/a.db").ledger.battles() == ()
 
 
 async def test_a_vote_that_is_none_is_refused(make: Make) -> None:

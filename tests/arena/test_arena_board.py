@@ -112,6 +112,7 @@ def test_battles_are_written_with_the_arenas_columns_and_what_was_said_only_if_r
     assert rows[1]["conversation_b"][1] == {"role": "assistant", "content": "Good day"}
     assert rows[0]["tstamp"] == NOON.timestamp()
     assert "me" not in rows[0]["judge"].removeprefix("arena_user_")
+    assert json.loads(to_jsonl([votes[0].as_nobodys()]))["judge"] == "arena_user_unknown"
 
 
 @pytest.mark.parametrize("wrong", [{"category": "colour"}, {"since": "yesterday"}, {"until": "2026-13-01"}])

@@ -16,7 +16,7 @@ from llava_core.errors import BadRequest, Unauthorized
 from serve.arena.comparing import OpenVotes
 from serve.page.actions import Rooms
 from serve.page.feedback import Feedback
-from serve.page.history import History
+from serve.page.history import History, owner_of
 from serve.page.pictures import PictureDesk
 from serve.page.room import RoomTimings
 from serve.page.tending import tend
@@ -151,11 +151,21 @@ async def test_what_was_said_is_kept_with_a_vote_only_where_it_is_recorded(
     assert [bool(id) for id in linked] == [recording] * 2
 
 
+async def test_who_deletes_all_their_chats_deletes_open_votes_in_memory_too(make: Make) -> None:
+    votes = make()
+    await ask(votes)
+    await vote(votes, "tie", reason="private")
+    await votes.forget(owner_of(YOU))
+    assert len(votes._in_memory) == 1
+    await tend(votes._rooms, {"do": "delete all", "owner": ME}, (votes,))
+    assert not votes._in_memory
+
+
 async def test_who_deletes_all_their_chats_deletes_their_open_votes(make: Make, tmp_path: Path) -> None:
     votes = make("votes.db", recording=True)
     await ask(votes)
     await vote(votes, "tie", reason="private")
-    await tend(votes._rooms, {"do": "delete all", "owner": ME})
+    await tend(votes._rooms, {"do": "delete all", "owner": ME}, (votes,))
     assert rows(tmp_path / "votes.db") == []
     database = Database(f"sqlite:///{tmp_path}/votes.db")
     with database.reading() as connection:
