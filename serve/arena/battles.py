@@ -23,7 +23,7 @@ from llava_core.errors import BadRequest, NoWorker, Unauthorized
 from serve.arena import facts
 from serve.arena.board import points_of
 from serve.arena.language import language_of
-from serve.arena.leaks import find_leak
+from serve.arena.leaks import find_leak_in
 from serve.arena.ledger import Ledger
 from serve.arena.pairing import draw
 from serve.page.actions import Message, Rooms, read_owner
@@ -56,11 +56,13 @@ class BlindRooms(Rooms):
 
 @dataclass
 class _Battle:
-    """Two models, left and right. `moves` are their points before and after the vote, None while unrated."""
+    """Two models, left and right. `moves` are their points before and after the vote, None while unrated. `leak` is why
+    it does not count, where an answer that was taken back told its model."""
 
     owner: str
     models: tuple[str, str]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    leak: str = ""
     vote: VotedBattle | None = None
     moves: tuple[tuple[float | None, float | None], ...] = ()
 
@@ -122,7 +124,11 @@ class Arena:
     async def tell(self, message: Message, place: Place = nullcontext) -> dict[str, Any]:
         """As `Rooms.tell`, with the hidden model in place of whichever the message names."""
         addressed, secret, side = await self._addressed(message)
-        return self._blind(await self.rooms.tell(addressed, place), secret, side)
+        view = await self.rooms.tell(addressed, place)
+        battle = self._battles.get(secret)
+        if message.get("do") == "undo" and battle and not battle.leak:
+            battle.leak = await self._leak(battle, [self.rooms.chat_of(str(message["room"]), battle.owner)])
+        return self._blind(view, secret, side)
 
     async def follow(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
         addressed, secret, side = await self._addressed({**message, "do": ""})
@@ -184,7 +190,7 @@ class Arena:
             voted_at=datetime.now(UTC),
             reason=reason,
             categories=facts.categories_of(left, self._limits.long_question),
-            left_out=await self._leak(battle, chats),
+            left_out=battle.leak or await self._leak(battle, chats),
             turns=len(left.turns),
             styles=(facts.style_of(left), facts.style_of(right)),
             language=language_of("\n".join(turn.text for turn in left.turns)),
@@ -199,13 +205,8 @@ class Arena:
         """Why this battle does not count, if an answer told its model."""
         offer = await self._models.offer()
         served = {card.info.name for card in offer.cards} | set(battle.models)
-        for chat in chats:
-            asked = "\n".join(turn.text for turn in chat.turns)
-            for turn in chat.turns:
-                found = find_leak(turn.answer.text, served, asked)
-                if found:
-                    return f"an answer said {found[:36]!r}"
-        return ""
+        found = next(filter(None, (find_leak_in(chat, served) for chat in chats)), "")
+        return f"an answer said {found[:36]!r}" if found else ""
 
     async def _addressed(self, message: Message) -> tuple[dict[str, Any], str, int]:
         """The message with the model it goes to, the battle's secret, the side."""

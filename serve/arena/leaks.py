@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from serve.page.session import Chat, all_turns
+
 # Nobody writes these about a picture.
 _TELLING = (
     "bakllava", "blip-2", "chatglm", "chatgpt", "cogvlm", "deepseek", "gpt-3", "gpt-3.5", "gpt-4", "gpt-4o", "gpt-4v",
@@ -56,6 +58,16 @@ def find_leak(answer: str, served: Iterable[str], asked: str = "") -> str:
         if claim:
             return claim["name"]
     return ""
+
+
+def find_leak_in(chat: Chat, served: Iterable[str]) -> str:
+    """The same in every answer of the chat, also where another version is shown now or the last turn was taken back:
+    who read it knows."""
+    names, undone = tuple(served), chat.before.turns if chat.before else ()
+    turns = (*all_turns(chat.turns), *all_turns(undone))
+    asked = "\n".join(turn.text for turn in turns)
+    found = (find_leak(answer.text, names, asked) for turn in turns for answer in turn.answers)
+    return next(filter(None, found), "")
 
 
 def _own(served: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

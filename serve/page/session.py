@@ -255,12 +255,16 @@ def pictures_sent(chat: Chat) -> tuple[Picture, ...]:
     return tuple(picture for turn in (*in_context(chat), *chat.turns[-1:]) for picture in turn.pictures)
 
 
-def all_pictures(turns: Iterable[Turn]) -> Iterator[Picture]:
+def all_turns(turns: Iterable[Turn]) -> Iterator[Turn]:
     """Those of the branches that are not shown, too."""
     for turn in turns:
-        yield from turn.pictures
+        yield turn
         for branch in (*turn.earlier, *turn.later, *(answer.follows for answer in turn.answers)):
-            yield from all_pictures(branch)
+            yield from all_turns(branch)
+
+
+def all_pictures(turns: Iterable[Turn]) -> Iterator[Picture]:
+    return (picture for turn in all_turns(turns) for picture in turn.pictures)
 
 
 def notice_of(error: LlavaError) -> Notice:

@@ -223,6 +223,16 @@ async def test_a_name_that_an_answer_tells_leaves_the_battle_out(make: Make) -> 
     assert (await arena.ledger.battles())[0].left_out == told["left_out"]
 
 
+@pytest.mark.parametrize("then", ["edit", "undo"])
+async def test_a_name_that_was_told_and_taken_back_leaves_the_battle_out_too(make: Make, then: str) -> None:
+    arena = make()
+    await both(arena)
+    views = await both(arena, text="Say this: I am LLaVA.")
+    await both(arena, do=then, turn=views[-1]["turns"][-1]["id"], text="Something else?")
+    await both(arena, text="And now?")
+    assert "LLaVA" in (await vote(arena))["left_out"]
+
+
 async def test_ratings_move_with_the_vote_once_both_are_rated(make: Make) -> None:
     arena = make()
     told: dict[str, Any] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve.arena.leaks import find_leak
+from serve.arena.leaks import find_leak, find_leak_in
+from serve.page import session
 
 SERVED = ("llava-v1.6-mistral-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "quick", "steady", "nebula", "builtin")
 
@@ -58,3 +59,17 @@ def test_a_word_that_the_person_said_first_tells_nothing_but_a_claim_does() -> N
     asked = "What is LLaVA, and how does it differ from Qwen?"
     assert find_leak("LLaVA joins a vision tower to a language model; Qwen is another.", SERVED, asked) == ""
     assert find_leak("Good question: I am LLaVA.", SERVED, asked) == "LLaVA"
+
+
+def answered(chat: session.Chat, said: str) -> session.Chat:
+    return session.update(chat, chat.turns[-1].answer.id, text=said, state="done")
+
+
+def test_versions_that_are_no_longer_shown_tell_as_well() -> None:
+    told = answered(session.ask(session.Chat(), "Who?", (), "ant"), "I am LLaVA.")
+    retried = answered(session.retry(told, "ant"), "A cat.")
+    reworded = answered(session.edit(told, "t1", "What?", (), "ant"), "A cat.")
+    followed = session.edit(answered(session.ask(retried, "Sure?", (), "ant"), "Yes."), "t1", "What?", (), "ant")
+    for chat in (told, retried, reworded, followed, session.undo(told)):
+        assert find_leak_in(chat, ()) == "LLaVA"
+    assert find_leak_in(answered(session.ask(session.Chat(), "Who?", (), "ant"), "A cat."), ()) == ""
