@@ -113,9 +113,9 @@ class CompareView extends ColumnsView {
     const scale = this.scaleOf(pane, turn);
     const left = figuresOf(turn.answer).filter(([, , kind]) => kind !== "metered");
     return el("div.ls-measured", {},
-      el("dl.ls-meters", {}, METERS.map(({ key, label, says }) => figures[key] !== null && el("div", { title: label.title },
+      el("dl.ls-meters", {}, METERS.map(({ key, label, says, mayBeNone }) => figures[key] !== null && (scale[key] > 0 || !mayBeNone) && el("div", { title: label.title },
         el("dt", {}, label.text),
-        el("dd", {}, el("span.ls-meter", {}, el("i", { style: `width:${scale[key] ? Math.max(2, (100 * figures[key]) / scale[key]) : 0}%` })), el("b", {}, says(figures[key])))))),
+        el("dd", {}, el("span.ls-meter", {}, el("i", { style: `width:${figures[key] > 0 ? Math.max(2, (100 * figures[key]) / scale[key]) : 0}%` })), el("b", {}, says(figures[key])))))),
       left.length > 0 && el("div.ls-figures", {}, left.map(([text, title]) => el("span", { title }, text))));
   }
 }
@@ -123,8 +123,14 @@ class CompareView extends ColumnsView {
 const METERS = [
   { key: "first_token_s", label: { text: "First token", title: "From sending the question to the first word" }, says: (value) => seconds(value) },
   { key: "tokens_per_s", label: { text: "Speed", title: "Tokens per second after the first" }, says: (value) => `${value.toFixed(value < 10 ? 1 : 0)} /s` },
-  { key: "completion_tokens", label: { text: "Length", title: "Tokens of the answer" }, says: (value) => `${value.toLocaleString("en")} tokens` },
+  { key: "completion_tokens", label: { text: "Length", title: "Tokens of the answer" }, says: countedTokens },
+  { key: "image_tokens", label: { text: "Image", title: "Tokens that the pictures of the conversation took" }, says: countedTokens, mayBeNone: true },
+  { key: "cached_tokens", label: { text: "Cached", title: "Tokens read that were known from earlier turns" }, says: countedTokens, mayBeNone: true },
 ];
+
+function countedTokens(value) {
+  return `${value.toLocaleString("en")} tokens`;
+}
 
 function toolSwitch(name, label, on, turn) {
   const button = el("button.ls-button.ls-tool", {

@@ -160,8 +160,8 @@ function figuresOf(answer) {
     answer.cut && ["cut off at the token limit", "The longest answer can be changed in the settings"],
     figures && [`${seconds(figures.first_token_s)} to first token`, "From sending the question to the first word", "metered"],
     figures?.tokens_per_s && [`${figures.tokens_per_s.toFixed(figures.tokens_per_s < 10 ? 1 : 0)} tokens/s`, `${count(figures.completion_tokens)} tokens in all`, "metered"],
-    figures?.image_tokens > 0 && [`${count(figures.image_tokens)} image tokens`, `Of ${count(figures.prompt_tokens)} tokens read`],
-    figures?.cached_tokens > 0 && [`${count(figures.cached_tokens)} cached`, `Of ${count(figures.prompt_tokens)} tokens read, these were known from earlier turns`],
+    figures?.image_tokens > 0 && [`${count(figures.image_tokens)} image tokens`, `Of ${count(figures.prompt_tokens)} tokens read`, "metered"],
+    figures?.cached_tokens > 0 && [`${count(figures.cached_tokens)} cached`, `Of ${count(figures.prompt_tokens)} tokens read, these were known from earlier turns`, "metered"],
   ].filter(Boolean);
 }
 

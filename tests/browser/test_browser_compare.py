@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from tests.browser.conftest import NewDesk
 from tests.browser.desk import Column, Desk
@@ -58,7 +58,7 @@ def test_the_slowest_of_four_delays_no_other_and_each_has_its_own_stop(
         expect(column.last).to_have_attribute("data-state", "done")
         expect(column.answer).to_contain_text("1 image (64x48)")
         expect(column.last.locator(".ls-meters")).to_contain_text("First token")
-        expect(column.last.locator(".ls-figures")).to_contain_text("image tokens")
+        expect(column.last.locator(".ls-meters")).to_contain_text("Image")
         expect(column.stop).to_be_hidden()
     assert len({column.answer.inner_text() for column in columns[1:]}) == 1
     expect(columns[0].last).to_have_attribute("data-state", "waiting")
@@ -67,6 +67,26 @@ def test_the_slowest_of_four_delays_no_other_and_each_has_its_own_stop(
     # Three can be voted on; the one that was stopped cannot be the best.
     expect(desk.button("A is best: unready")).to_be_disabled()
     expect(desk.button("B is best: quick")).to_be_enabled()
+
+
+def meter(column: Column, name: str) -> Locator:
+    """What a column's last answer took of something: a bar and a figure."""
+    return column.last.locator(".ls-meters > div").filter(has=column.pane.page.get_by_text(name, exact=True))
+
+
+def test_bars_compare_all_figures_image_and_cached_tokens_among_them(new_desk: NewDesk, tmp_path: Path) -> None:
+    desk = new_desk(tab="Compare")
+    one, other = with_columns(desk, "quick", "steady")
+    desk.ask("Hi", save(tmp_path, "a.png", 64, 48))
+    for column in (one, other):
+        expect(column.last.locator(".ls-meters dt")).to_have_text(["First token", "Speed", "Length", "Image"])
+        expect(meter(column, "Image").locator("b")).to_have_text(re.compile(r"^[\d,]+ tokens$"))
+        expect(meter(column, "Image").locator("i")).to_have_attribute("style", "width:100%")
+    desk.pick("slow", 1)  # which has seen nothing of this conversation yet
+    desk.ask("And now?")
+    expect(meter(one, "Cached").locator("i")).to_have_attribute("style", "width:100%")
+    expect(meter(other, "Cached").locator("i")).to_have_attribute("style", "width:0%")
+    expect(meter(other, "Cached").locator("b")).to_have_text("0 tokens")
 
 
 def test_a_worker_killed_in_one_of_four_leaves_three_answers_and_one_notice_with_retry(
