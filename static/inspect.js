@@ -8,8 +8,8 @@ const SAVED_SIDE = 2048;
 LlavaServe.inspect = (element, gradio) => new Inspect(element.firstElementChild, gradio);
 
 class Inspect {
-  constructor(root, { trigger, props, server, watch, upload }) {
-    Object.assign(this, { root, trigger, props, server, uploadFile: upload });
+  constructor(root, { props, server, upload }) {
+    Object.assign(this, { root, props, server, uploadFile: upload });
     this.picture = null; // {name, url, path or example, image}
     this.seen = null; // the prompt as the model reads it
     this.answer = null; // the run that is shown: text, tokens, ids
@@ -20,7 +20,6 @@ class Inspect {
     this.special = false;
     this.asked = 0;
     this.build();
-    watch("value", () => this.take(props.value));
     watchOffer(server, () => { this.picker.update(); this.refresh(); if (!this.seen) this.look(); });
     new ResizeObserver(() => this.drawPicture()).observe(this.stage);
   }
@@ -110,6 +109,7 @@ class Inspect {
   changed(pause = 0) {
     this.answer = this.word = this.looked = null;
     this.run = "";
+    this.asking?.abort();
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.look(), pause);
     this.refresh();
@@ -147,21 +147,37 @@ class Inspect {
 
   // the answer --------------------------------------------------------------------------------------------------
 
-  ask() {
+  async ask() {
     if (this.askButton.disabled) return;
-    this.run = crypto.randomUUID?.() ?? String(Math.random());
+    const run = crypto.randomUUID?.() ?? String(Math.random());
+    this.run = run;
     this.answer = { state: "waiting", text: "", tokens: [], ids: [] };
     this.word = this.looked = null;
     this.trouble = "";
-    this.trigger("ask", { ...this.message(), run: this.run });
     this.refresh();
     this.drawAnswer();
+    const error = await this.follow(run);
+    if (this.run === run && this.isAnswering) this.take({ ...this.answer, run, state: "failed", error });
+  }
+
+  // What went wrong on the way, should the stream end before the answer does.
+  async follow(run) {
+    this.asking = new AbortController();
+    try {
+      const heard = await fetch("live/inspect", { ...asJson({ ...this.message(), run }), signal: this.asking.signal });
+      if (!heard.ok) return (await heard.json()).error.message;
+      await readEvents(heard, (value) => this.take(value));
+    } catch { /* said below */ }
+    return "the server of this page was lost before the answer was there; ask again";
+  }
+
+  get isAnswering() {
+    return ["waiting", "streaming"].includes(this.answer?.state);
   }
 
   take(value) {
-    if (!value || value.run !== this.run) return;
+    if (value.run !== this.run) return;
     this.answer = value;
-    if (value.error) this.trouble = value.error;
     this.refresh();
     this.drawAnswer();
     const first = this.words().find(({ text }) => /\p{L}|\p{N}/u.test(text));
@@ -215,14 +231,14 @@ class Inspect {
 
   refresh() {
     const ready = Boolean(this.picture && this.model);
-    this.askButton.disabled = !ready || !this.text.value.trim() || ["waiting", "streaming"].includes(this.answer?.state);
+    this.askButton.disabled = !ready || !this.text.value.trim() || this.isAnswering;
     this.empty.hidden = Boolean(this.picture);
     this.body.hidden = !this.picture;
     const cannot = this.model && !this.model.inspects
       ? `the model ${this.model.name} is run by another engine (${this.model.engine}), which tells nothing of tiles, prompt and attention. ${this.answer?.tokens?.length ? "Its words' probabilities are shown." : "Where it tells how sure it is of its words, that is shown."}`
       : "";
     const none = offer.known && !offer.models.length ? offer.trouble || "no model is running yet" : "";
-    const problem = this.trouble || none || (this.picture ? cannot : "");
+    const problem = this.answer?.error || this.trouble || none || (this.picture ? cannot : "");
     const says = problem && sentence(problem);
     if (this.notice.textContent !== says) this.notice.textContent = says;
     this.notice.hidden = !says;
@@ -344,7 +360,7 @@ class Inspect {
     const { answer } = this;
     this.answerPart.hidden = !answer;
     if (!answer) return;
-    const waiting = ["waiting", "streaming"].includes(answer.state);
+    const waiting = this.isAnswering;
     if (!answer.tokens.length) {
       this.answerPart.replaceChildren(el("h2", {}, "Answer"), el("p.ls-inspect-plain", {}, answer.text || (waiting ? "…" : "")),
         !waiting && answer.text && el("p.ls-board-note", {}, "This engine does not tell how sure it is of its words.") || "");

@@ -58,15 +58,7 @@ class Live {
     } finally {
       begun();
     }
-    if (!answer.ok) return;
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-    for (let rest = ""; ;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      const events = (rest + value).split("\n\n");
-      rest = events.pop();
-      for (const event of events) if (event.startsWith("data: ")) this.hand(JSON.parse(event.slice(6)));
-    }
+    if (answer.ok) await readEvents(answer, (heard) => this.hand(heard));
   }
 
   hand(heard) {
@@ -79,6 +71,18 @@ class Live {
 }
 
 const live = new Live();
+
+// Until the stream ends; throws where it was cut off.
+async function readEvents(answer, hand) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let rest = ""; ;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) if (event.startsWith("data: ")) hand(JSON.parse(event.slice(6)));
+  }
+}
 
 function asJson(message) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(message) };

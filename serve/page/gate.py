@@ -27,7 +27,7 @@ FILES = "/gradio_api/file="
 # streams media, shows what is monitored, lets programs be edited. None of that is used here, so none of it is there.
 _KNOWN = re.compile(
     r"/|/(config|login|logout|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon(/\d{1,4})?|health/live)/?"
-    r"|/(assets|static|svelte|examples)/.*|/shared/[^/]*(/\d{1,9})?|/live/(act|follow)"
+    r"|/(assets|static|svelte|examples)/.*|/shared/[^/]*(/\d{1,9})?|/live/(act|follow|inspect)"
     r"|/gradio_api/(info|openapi\.json|app_id|user|token|login_check|theme\.css|startup-events|heartbeat/[^/]*"
     r"|queue/(join|data)|component_server|upload|upload_progress|cancel|reset|((call(/v2)?|api|run)/[^/]+(/[^/]*)?))/?"
 )

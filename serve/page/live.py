@@ -2,7 +2,7 @@
 
 `/live/act` does what a message says and answers with the chat as it is then. `/live/follow` streams the chats that it
 is asked for, as server-sent events, until no answer is on its way in any of them: all chats of a browser tab in one
-stream, because browsers open few connections to one server.
+stream, because browsers open few connections to one server. `/live/inspect` streams one answer of the Inspect tab.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from starlette.requests import Request as HttpRequest
@@ -25,20 +26,44 @@ from llava_core.errors import BadRequest, LlavaError, Overloaded, Unauthorized
 from serve.error_handlers import error_response
 from serve.page.actions import Message
 from serve.page.context import PageContext
+from serve.page.inspection import Inspections
 from serve.page.room import Place
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _BUSY_RETRY_S = 2.0
 
 
-class Conversations(Protocol):
-    """What stands behind a pane: `Rooms`, or who keeps something of them to itself."""
-
-    async def tell(self, message: Message, place: Place) -> dict[str, Any]: ...
+class Followed(Protocol):
+    """What a stream may be of."""
 
     def follow(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]: ...
 
     def leave(self, reader: str) -> None: ...
+
+
+class Conversations(Followed, Protocol):
+    """What stands behind a pane: `Rooms`, or who keeps something of them to itself."""
+
+    async def tell(self, message: Message, place: Place) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """An answer of the Inspect tab, which is asked for by following it."""
+
+    inspections: Inspections
+    place: Place
+
+    async def follow(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
+        try:
+            async with self.place(), aclosing(cast("Any", self.inspections.ask(message))) as answers:
+                async for shown in answers:
+                    yield shown
+        except LlavaError as error:
+            yield self.inspections.refused(message, error)
+
+    def leave(self, reader: str) -> None:
+        pass
 
 
 def routes(
@@ -67,13 +92,26 @@ def routes(
             messages = cast("list[Message]", given)
             if not 1 <= len(messages) <= limits.rooms:
                 raise BadRequest(f"a stream is of 1 to {limits.rooms} chats, not {len(messages)}", param="rooms")
-            if len(streams) >= limits.streams:
-                raise Overloaded("too many people read along; the page tries again", retry_after=_BUSY_RETRY_S)
+            check_room()
         except LlavaError as error:
             return error_response(error)
         return _Stream([(behind(message), message) for message in messages], streams, limits.ping_s)
 
-    return [Route("/live/act", act, methods=["POST"]), Route("/live/follow", follow, methods=["POST"])]
+    async def inspect(request: HttpRequest) -> Response:
+        try:
+            message = await _read(request, is_let_in)
+            check_room()
+        except LlavaError as error:
+            return error_response(error)
+        answer = _Inspected(context.inspections, lambda: context.quotas.place(request.scope))
+        return _Stream([(answer, message)], streams, limits.ping_s)
+
+    def check_room() -> None:
+        if len(streams) >= limits.streams:
+            raise Overloaded("too many people read along; the page tries again", retry_after=_BUSY_RETRY_S)
+
+    ways = {"act": act, "follow": follow, "inspect": inspect}
+    return [Route(f"/live/{name}", way, methods=["POST"]) for name, way in ways.items()]
 
 
 class _Stream(Response):
@@ -82,7 +120,7 @@ class _Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, followed: Sequence[tuple[Conversations, Message]], streams: set[str], ping_s: float) -> None:
+    def __init__(self, followed: Sequence[tuple[Followed, Message]], streams: set[str], ping_s: float) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._followed = followed
@@ -115,7 +153,7 @@ class _Stream(Response):
                 behind.leave(self._reader)
             self._streams.discard(self._reader)
 
-    async def _follow(self, behind: Conversations, message: Message, send: Send) -> None:
+    async def _follow(self, behind: Followed, message: Message, send: Send) -> None:
         try:
             async with aclosing(cast("Any", behind.follow(message, self._reader))) as views:
                 async for view in views:

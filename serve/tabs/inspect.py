@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
 
 from llava_core.errors import LlavaError
 from serve.page.context import PageContext
 from serve.tabs import Tab
-from serve.tabs.parts import message_of, offer_of, place
+from serve.tabs.parts import message_of, offer_of
 
 
 def build(context: PageContext) -> None:
@@ -31,21 +30,11 @@ def build(context: PageContext) -> None:
     async def models(_: Any = None) -> dict[str, Any]:
         return await offer_of(context)
 
-    # Not called `ask`: under that name scripts find an endpoint.
-    async def answer(event: gr.EventData, request: gr.Request) -> AsyncIterator[dict[str, Any]]:
-        message = cast("dict[str, Any]", event._data)
-        try:
-            async with place(context, request):
-                async for shown in inspections.ask(message):
-                    yield shown
-        except LlavaError as error:
-            yield inspections.refused(message, error)
-
+    # Answers come past Gradio, see `serve/page/live.py`.
     with gr.Column(elem_classes=["ls-view", "ls-view-inspect"]):
-        made = gr.HTML(
+        gr.HTML(
             html_template='<div class="ls-inspect"></div>',
-            # Gradio takes the quoted words in here for the events that may be listened to.
-            js_on_load="LlavaServe.inspect(element, {trigger, props, server, watch, upload}); /* fires 'ask' */",
+            js_on_load="LlavaServe.inspect(element, {props, server, upload});",
             apply_default_css=False,
             elem_classes=["ls-host", "ls-inspect-host"],
             server_functions=[models, look, attend],
@@ -54,14 +43,6 @@ def build(context: PageContext) -> None:
                 {"file": example.file, "title": example.title, "questions": example.questions}
                 for example in context.examples
             ],
-        )
-        made.ask(
-            answer,
-            outputs=made,
-            concurrency_limit=context.readers_at_once,
-            trigger_mode="multiple",
-            show_progress="hidden",
-            api_visibility="private",
         )
 
 

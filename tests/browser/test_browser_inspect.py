@@ -56,12 +56,12 @@ def choose(page: Page, model: str) -> None:
     expect(page.locator(".ls-view-inspect .ls-picker-name")).to_have_text(model)
 
 
-def looking_through_echo(new_desk: NewDesk, server: Server, tmp_path: Path) -> Locator:
+def looking_through_echo(new_desk: NewDesk, server: Server, tmp_path: Path, model: str = "echo") -> Locator:
     """The Inspect tab with a picture in it, of an engine that tells nothing about itself."""
-    page = new_desk(url=server.url, query="/?model=echo", ready=False).page
+    page = new_desk(url=server.url, query=f"/?model={model}", ready=False).page
     turn_to(page, "Inspect")
     view = page.locator(".ls-view-inspect")
-    choose(page, "echo")
+    choose(page, model)
     view.locator("input[type=file]").set_input_files(save(tmp_path, "a.png", 64, 48))
     return view
 
@@ -147,6 +147,27 @@ def test_an_answer_that_a_limit_refuses_leaves_the_tab_ready_to_ask_again(
     ask.click()
     expect(view.get_by_role("status")).to_contain_text(re.compile("1 .*day"), timeout=SLOW_MS)
     expect(ask).to_be_enabled()
+
+
+def test_a_server_lost_in_the_middle_of_an_answer_is_told_and_one_can_ask_again(
+    new_desk: NewDesk, topology: Topology, examples: Path, tmp_path: Path
+) -> None:
+    topology.worker("endless", delay_s=600.0)
+    server = topology.page(extra=("--examples", str(examples)))
+    view = looking_through_echo(new_desk, server, tmp_path, "endless")
+    notice, ask = view.get_by_role("status"), view.get_by_role("button", name="Ask")
+    view.locator("[data-example]").first.click()  # uploads are gone with their server
+    view.get_by_label("Question").fill("Hello there")
+    ask.click()
+    expect(ask).to_be_disabled()
+    expect(view.locator(".ls-inspect-plain")).to_contain_text("I", timeout=SLOW_MS)
+    server.kill()
+    expect(notice).to_contain_text("lost before the answer was there", timeout=SLOW_MS)
+    expect(ask).to_be_enabled()
+    topology.page(port=server.port, extra=("--examples", str(examples)))
+    choose(view.page, "echo")
+    ask.click()
+    expect(view.locator(".ls-inspect-plain")).to_contain_text("Hello there", timeout=SLOW_MS)
 
 
 @LOOKS

@@ -60,15 +60,20 @@ class Browser:
         return (await self.act("ask", room, text="hello", model="told")).json()
 
     def follow(self, *rooms: str) -> Stream:
-        return Stream(self.app, [{"room": room, "owner": self.owner, "place": "chat"} for room in rooms])
+        asked = [{"room": room, "owner": self.owner, "place": "chat"} for room in rooms]
+        return Stream(self.app, "/live/follow", {"rooms": asked})
+
+    def inspect(self) -> Stream:
+        return Stream(self.app, "/live/inspect", {"model": "told", "text": "hello", "run": "one", "owner": self.owner})
 
 
 class Stream:
     """A stream over ASGI, since httpx's transport hands out answers only once they are whole."""
 
-    def __init__(self, app: Starlette, rooms: list[dict[str, Any]]) -> None:
+    def __init__(self, app: Starlette, path: str, message: dict[str, Any]) -> None:
         self._app = app
-        self._body = json.dumps({"rooms": rooms}).encode()
+        self._path = path
+        self._body = json.dumps(message).encode()
         self.heard: asyncio.Queue[Any] = asyncio.Queue()
         self.left = asyncio.Event()
         self.status = 0
@@ -106,7 +111,7 @@ class Stream:
                 elif event:
                     self.heard.put_nowait(event)
 
-        scope = {"type": "http", "method": "POST", "path": "/live/follow", "headers": [], "query_string": b""}
+        scope = {"type": "http", "method": "POST", "path": self._path, "headers": [], "query_string": b""}
         await self._app({**scope, "client": ("127.0.0.1", 1)}, receive, send)
         self.heard.put_nowait(None)
 
@@ -192,6 +197,27 @@ async def test_an_address_that_has_its_share_is_told_so_beside_the_question(
         assert told["turns"][0]["answer"]["notice"]["code"] == "Overloaded"
 
 
+async def test_an_inspected_answer_has_a_stream_of_its_own_and_a_place_in_the_share(
+    context: PageContext, source: ToldSource
+) -> None:
+    browser = Browser(context)
+    async with browser.inspect() as stream, browser.inspect() as refused:
+        source.say("half")
+        told = await stream.next()
+        assert (told["run"], told["state"], told["text"]) == ("one", "streaming", "half")
+        told = await refused.next()
+        assert (told["run"], told["state"]) == ("one", "failed")
+        assert "at once" in told["error"]
+        source.end()
+        assert (await stream.next())["state"] == "done"
+        assert await stream.next() is None
+    async with browser.inspect() as stream:
+        source.say("half")
+        await stream.next()
+    async with asyncio.timeout(60):
+        await source.left.wait()
+
+
 async def test_what_cannot_be_done_is_refused_in_its_class(context: PageContext) -> None:
     browser = Browser(context)
     refused = await browser.act("dance")
@@ -211,9 +237,10 @@ async def test_who_is_not_logged_in_does_and_hears_nothing(context: PageContext)
     browser = Browser(context)
     browser.let_in = False
     assert (await browser.act("open")).json()["error"]["param"] == "login"
-    async with browser.follow(ROOMS[0]) as stream:
-        await stream.next()
-    assert stream.status == 401
+    for stream in (browser.follow(ROOMS[0]), browser.inspect()):
+        async with stream:
+            await stream.next()
+        assert stream.status == 401
 
 
 async def test_a_long_wait_shows_signs_of_life(context: PageContext) -> None:
