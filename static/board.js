@@ -79,7 +79,7 @@ class Board {
       !data.votes && noVotes(data, this.choice),
       rated && section("Ratings", boardTable(data.rows), "Bradley-Terry points: 400 more are odds of ten to one. Ranks share a place where intervals overlap."),
       rated && section("Intervals", intervalPlot(data.rows, this.width), "95 % intervals. Where they overlap, more votes are needed to tell two models apart."),
-      data.models.length > 1 && section("Who wins against whom", heatMap(data, this.width), "The share of battles that the row’s model won against the column’s, a tie counting half; below it, votes of the pair."),
+      data.models.length > 1 && section("Who wins against whom", [heatMap(data, this.width), pairsTable(data)], "The share of battles that the row’s model won against the column’s, a tie counting half; below it, votes of the pair."),
       data.votes > 0 && data.unrated.length > 0 && section("Not enough votes yet", unratedList(data.unrated),
         "A model is rated once it has both won and lost, or tied, with others that are."),
       data.styled && section("What style is worth", effectsOf(data.effects), "Points that an answer gains by one standard deviation more of it. The ratings above are without."),
@@ -185,12 +185,20 @@ function heatMap({ models, rates, met }, width) {
   const height = head + tall * models.length + 4;
   const letters = models.map((_, place) => String(place + 1));
   return el("div.ls-table-scroll", { tabindex: "0", role: "region", "aria-label": "Win rates of pairs" },
-    svg("svg", { class: "ls-drawing", width: whole, height, viewBox: `0 0 ${whole} ${height}`, role: "img", "aria-label": "Win rates of every pair of models" },
+    svg("svg", { class: "ls-drawing", width: whole, height, viewBox: `0 0 ${whole} ${height}`, role: "img", "aria-label": "Win rates of every pair of models, which follow as a table" },
       ...letters.map((letter, place) => svg("text", { class: "ls-tick", x: named + cell * (place + 0.5), y: 16, "text-anchor": "middle" }, svg("title", {}, models[place]), letter)),
       ...models.flatMap((model, i) => [
         svg("text", { class: "ls-drawn-name", x: 0, y: head + tall * (i + 0.5) + 4.5 }, svg("title", {}, model), `${letters[i]}  ${clipped(model, named - 34)}`),
         ...models.map((other, j) => heatCell({ model, other, rate: rates[i][j], votes: met[i][j], same: i === j, x: named + cell * j, y: head + tall * i, cell, tall })),
       ])));
+}
+
+// What the heat map shows, for who hears the page.
+function pairsTable({ models, rates, met }) {
+  const says = (i, j) => (i === j ? "–" : rates[i][j] === null ? "never met" : `${Math.round(rates[i][j] * 100)} % of ${met[i][j].toLocaleString("en")}`);
+  return el("div.ls-spoken", {}, el("table", {}, el("caption", {}, "Win rates of pairs"),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Model"), models.map((model) => el("th", { scope: "col" }, `against ${model}`)))),
+    el("tbody", {}, models.map((model, i) => el("tr", {}, el("th", { scope: "row" }, model), models.map((_, j) => el("td", {}, says(i, j))))))));
 }
 
 function heatCell({ model, other, rate, votes, same, x, y, cell, tall }) {

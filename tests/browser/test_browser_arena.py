@@ -16,6 +16,7 @@ from serve.store.database import Database
 from tests.arena.voted import battle
 from tests.browser.conftest import NewDesk
 from tests.browser.desk import Desk
+from tests.browser.test_browser_access import violations
 from tests.topology import Server, Topology
 
 NAMES = ("quick", "steady", "slow")
@@ -104,6 +105,15 @@ def test_names_are_told_by_the_vote_alone_and_the_leaderboard_counts_it(
     last = json.loads(Path(started.value.path()).read_text().splitlines()[-1])
     assert (last["model_a"], last["model_b"], last["winner"]) == (*told, "model_a")
     assert "conversation_a" not in last
+
+
+def test_who_hears_the_leaderboard_gets_the_pairs_as_a_table(new_desk: NewDesk, arena_page: Server) -> None:
+    desk = new_desk(tab="Leaderboard", url=arena_page.url, ready=False)
+    pairs = desk.view.get_by_role("table", name="Win rates of pairs")
+    expect(pairs.get_by_role("columnheader")).to_have_count(5)
+    row = pairs.get_by_role("row").filter(has=desk.page.get_by_role("rowheader", name="stranger", exact=True))
+    expect(row.get_by_role("cell")).to_have_text(["100 % of 1", *["never met"] * 2, "–"])
+    assert violations(desk) == []
 
 
 @pytest.mark.parametrize(("phone", "dark"), [(False, False), (True, True)])
