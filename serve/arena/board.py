@@ -56,18 +56,7 @@ def read_choice(message: Mapping[str, Any]) -> Choice:
 
 def chosen(battles: Iterable[VotedBattle], choice: Choice) -> tuple[VotedBattle, ...]:
     """Those that count: blind, with nobody's name told, and what the choice lets through."""
-
-    def counts(battle: VotedBattle) -> bool:
-        day = battle.voted_at.astimezone(UTC).date()
-        return (
-            battle.blind
-            and not battle.left_out
-            and (not choice.category or choice.category in battle.categories)
-            and (choice.since is None or day >= choice.since)
-            and (choice.until is None or day <= choice.until)
-        )
-
-    return tuple(battle for battle in battles if counts(battle))
+    return tuple(battle for battle in battles if not battle.left_out and _is_let_through(battle, choice))
 
 
 def ratings_of(battles: Sequence[VotedBattle], *, style: bool) -> tuple[Ratings, bool]:
@@ -118,7 +107,7 @@ def board(battles: Iterable[VotedBattle], choice: Choice, offered: Iterable[str]
         "rates": [[None if np.isnan(rates[i, j]) else float(rates[i, j]) for j in at] for i in at],
         "met": [[int(met[i, j]) for j in at] for i in at],
         "votes": len(counted),
-        "left_out": sum(bool(battle.left_out) for battle in given),
+        "left_out": sum(bool(battle.left_out) and _is_let_through(battle, choice) for battle in given),
         "styled": styled,
         "effects": dict(zip(("length", "headings", "lists", "bold"), ratings.style, strict=False)) if styled else {},
         "least_for_style": LEAST_FOR_STYLE,
@@ -166,6 +155,16 @@ def now_name(kind: str) -> str:
     """A file's name."""
     ending = "csv" if kind == "leaderboard" else "jsonl"
     return f"{kind}-{datetime.now(UTC):%Y-%m-%d}.{ending}"
+
+
+def _is_let_through(battle: VotedBattle, choice: Choice) -> bool:
+    day = battle.voted_at.astimezone(UTC).date()
+    return (
+        battle.blind
+        and (not choice.category or choice.category in battle.categories)
+        and (choice.since is None or day >= choice.since)
+        and (choice.until is None or day <= choice.until)
+    )
 
 
 def _plain(battle: VotedBattle) -> Battle:

@@ -16,6 +16,8 @@ from serve.arena.board import LEAST_FOR_STYLE, Choice, board, chosen, ratings_of
 from serve.store.battles import Style, VotedBattle
 from tests.arena.voted import NOON, battle
 
+EVE = date(2026, 4, 30)
+
 
 def season(count: int = 60, **more: Any) -> list[VotedBattle]:
     """`ant` mostly beats `bee`, both mostly beat `cat`."""
@@ -62,7 +64,8 @@ def test_told_names_open_battles_categories_and_days_are_left_out() -> None:
     day = date(2026, 5, 1)
     assert chosen([kept, *others], Choice("picture", day, day)) == (kept,)
     assert chosen([kept, *others], Choice("long")) == (kept,)
-    assert board([kept, *others], Choice())["left_out"] == 1
+    for choice, count in ((Choice(), 1), (Choice("picture", day), 1), (Choice("text"), 0), (Choice(until=EVE), 0)):
+        assert board([kept, *others], choice)["left_out"] == count
 
 
 def test_style_control_takes_from_a_model_what_it_won_by_length() -> None:
