@@ -14,18 +14,17 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from random import Random, SystemRandom
 from typing import Any, cast
 
 from llava_core.config import ArenaLimits
 from llava_core.errors import BadRequest, NoWorker, Unauthorized
 from serve.arena import facts
-from serve.arena.board import points_of
 from serve.arena.language import language_of
 from serve.arena.leaks import find_leak_in
 from serve.arena.ledger import Ledger
 from serve.arena.pairing import draw
+from serve.arena.standings import Move, Standings
 from serve.page.actions import Message, Rooms, read_owner
 from serve.page.feedback import Feedback
 from serve.page.history import owner_of
@@ -56,15 +55,16 @@ class BlindRooms(Rooms):
 
 @dataclass
 class _Battle:
-    """Two models, left and right. `moves` are their points before and after the vote, None while unrated. `leak` is why
-    it does not count, where an answer that was taken back told its model."""
+    """Two models, left and right. `leak` is why it does not count, where an answer that was taken back told its
+    model."""
 
     owner: str
     models: tuple[str, str]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     leak: str = ""
     vote: VotedBattle | None = None
-    moves: tuple[tuple[float | None, float | None], ...] = ()
+    moves: tuple[Move, ...] = ()
+    voting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def shown(self) -> dict[str, Any]:
         """What the browser may know of it."""
@@ -98,6 +98,7 @@ class Arena:
         """`recording` keeps what was said with each vote; `end` says when what people wrote is deleted."""
         self.rooms = rooms
         self.ledger = ledger
+        self.standings = Standings(ledger)
         self.recording = recording
         self._end = end
         self._models = models
@@ -154,10 +155,12 @@ class Arena:
         if verdict not in _VERDICTS:
             raise BadRequest("a vote is a, b, tie or both_bad", param="verdict")
         reason = reason[: self._limits.max_reason]
-        async with self._changing:
-            battle = self._of(secret, owner)
-            if battle is None:
-                raise BadRequest("there is no battle here yet; ask both models something first")
+        battle = self._of(secret, owner)
+        if battle is None:
+            raise BadRequest("there is no battle here yet; ask both models something first")
+        async with battle.voting:
+            if self._of(secret, owner) is not battle:
+                raise BadRequest("this battle is no longer there; begin a new one")
             if battle.vote and battle.vote.verdict != verdict:
                 raise BadRequest("the names are known, so this battle takes no other vote; begin a new one")
             if battle.vote is None:
@@ -170,10 +173,10 @@ class Arena:
     async def forget(self, owner: str) -> None:
         """What this browser said goes; how its votes fell stays, as nobody's."""
         await self.rooms.drop(owner)
-        async with self._changing:
-            for secret in [secret for secret, battle in self._battles.items() if battle.owner == owner]:
-                del self._battles[secret]
-            self.ledger.forget(owner)
+        for secret, battle in [(secret, battle) for secret, battle in self._battles.items() if battle.owner == owner]:
+            async with battle.voting:
+                self._battles.pop(secret, None)
+        self.ledger.forget(owner)
 
     async def _count(self, battle: _Battle, secret: str, verdict: Verdict, reason: str) -> None:
         chats = tuple(self.rooms.chat_of(f"{secret}-{side}", battle.owner) for side in SIDES)
@@ -196,8 +199,7 @@ class Arena:
             language=language_of("\n".join(turn.text for turn in left.turns)),
             conversations=(facts.conversation_of(left), facts.conversation_of(right)) if self.recording else None,
         )
-        known = await self.ledger.battles()
-        battle.moves = await asyncio.to_thread(partial(_moves, known, voted))
+        battle.moves = await self.standings.moves(voted)
         battle.vote = voted
         self.ledger.add(voted)
 
@@ -289,12 +291,6 @@ def _masked_field(name: str, value: Any, hidden: Mapping[str, str], label: str) 
             value = re.sub(re.escape(model), hidden[model], value, flags=re.IGNORECASE)
         return value
     return _masked(value, hidden, label)
-
-
-def _moves(known: Iterable[VotedBattle], voted: VotedBattle) -> tuple[tuple[float | None, float | None], ...]:
-    before = points_of(known)
-    after = points_of([*known, voted])
-    return tuple((before.get(model), after.get(model)) for model in voted.models)
 
 
 def _parts(message: Message) -> tuple[str, int]:

@@ -56,9 +56,8 @@ def build(context: PageContext) -> None:
 
 
 async def _board(context: PageContext, choice: Choice) -> dict[str, Any]:
-    battles = await context.arena.ledger.battles()
     offered = [card.info.name for card in (await context.models.offer()).cards]
-    return await asyncio.to_thread(partial(boards.board, battles, choice, offered))
+    return await context.arena.standings.board(choice, offered)
 
 
 def _rating(row: dict[str, Any]) -> dict[str, Any]:

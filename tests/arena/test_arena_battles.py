@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 from llava_core.config import ArenaLimits, StoreLimits
 from llava_core.engines.echo import EchoEngine
 from llava_core.errors import BadRequest, LlavaError, NoWorker, Unauthorized
+from serve.arena import standings
 from serve.arena.battles import Arena, BlindRooms
+from serve.arena.board import points_of
 from serve.arena.ledger import Ledger
 from serve.page.actions import Rooms
 from serve.page.feedback import Feedback
@@ -242,6 +245,27 @@ async def test_ratings_move_with_the_vote_once_both_are_rated(make: Make) -> Non
     moves = {model["name"]: (model["before"], model["after"]) for model in told["models"]}
     assert sum(after for _, after in moves.values()) == pytest.approx(2000)
     assert all(before is not None for before, _ in moves.values())
+
+
+async def test_others_go_on_while_a_vote_is_rated(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, rating, go_on = make(), threading.Event(), threading.Event()
+
+    def slowly(battles: Any) -> dict[str, float]:
+        rating.set()
+        assert go_on.wait(60)
+        return points_of(battles)
+
+    monkeypatch.setattr(standings, "points_of", slowly)
+    await both(arena)
+    voting = asyncio.create_task(vote(arena))
+    try:
+        assert await asyncio.to_thread(rating.wait, 60)
+        async with asyncio.timeout(60):
+            await both(arena, secret=OTHER)
+        assert not voting.done()
+    finally:
+        go_on.set()
+    assert (await voting)["voted"] == "a"
 
 
 async def test_votes_are_found_again_after_a_restart_with_what_was_said_if_recorded(make: Make) -> None:
