@@ -312,4 +312,9 @@ class EngineStatus:
     @property
     def full(self) -> bool:
         """Whether the next request would be refused. What waits includes what is on its way to a free place."""
-        return self.max_waiting is not None and self.running + self.waiting >= self.capacity + self.max_waiting
+        return not self.has_room_for(1)
+
+    def has_room_for(self, requests: int) -> bool:
+        """Whether so many more would be taken."""
+        most = None if self.max_waiting is None else self.capacity + self.max_waiting
+        return most is None or self.running + self.waiting + requests <= most

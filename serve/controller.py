@@ -117,7 +117,7 @@ def create_app(
         limits=limits,
         server=server,
         metrics=metrics,
-        refusal=lambda: client.refusal(pool.places(clock())),
+        refusal=lambda _: client.refusal(pool.places(clock())),
     )
     direct = {CHAT_PATH: chats, "/get_worker_address": _address(pool, clock)}
     everybodys = Gate(token, keys, local=local)

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -56,6 +57,11 @@ def frame(
         shortcuts=shortcuts,
         bodies=app.state.bodies,
     )
+
+
+async def _take_more(held: AsyncExitStack, quotas: Quotas, scope: Scope, more: int) -> None:
+    """So many places more for a request that has one, until its answer's end."""
+    await held.enter_async_context(quotas.place(scope, more))
 
 
 class Bodies:
@@ -131,6 +137,8 @@ class HttpFrame:
                     if not caller:
                         scope["address"] = self.quotas.address_of(scope)
                     await held.enter_async_context(self.quotas.place(scope))
+                    # How many answers are wanted stands in the body, which is not read yet.
+                    scope["more_places"] = partial(_take_more, held, self.quotas)
                 except LlavaError as error:
                     await error_response(error)(scope, receive, send_framed)
                     return

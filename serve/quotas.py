@@ -67,25 +67,28 @@ class Quotas:
         self.refused = 0
 
     @asynccontextmanager
-    async def place(self, scope: Scope) -> AsyncGenerator[None]:
-        """Around the answer to one request. Raises Overloaded before it."""
+    async def place(self, scope: Scope, more: int = 0) -> AsyncGenerator[None]:
+        """Around the answer to one request, or around so many `more` of a request that has its first place. Raises
+        Overloaded before it, BadRequest for more than there ever is place for."""
         who, said, quota = self._whose(scope)
         if quota == _UNLIMITED:
             yield
             return
-        if quota.at_once is not None and self._busy[who] >= quota.at_once:
+        _check_number(more + 1, said, quota)
+        places = more or 1
+        if quota.at_once is not None and self._busy[who] + places > quota.at_once:
             self.refused += 1
             raise Overloaded(
                 f"{said} may have {_count(quota.at_once)} answered at once; try again when one is done",
                 retry_after=_AT_ONCE_RETRY_S,
             )
         # Counted before the first wait, so that two cannot take the last place.
-        self._busy[who] += 1
+        self._busy[who] += places
         try:
-            await self._take(who, said, quota)
+            await self._take(who, said, quota, places)
             yield
         finally:
-            self._busy[who] -= 1
+            self._busy[who] -= places
             if not self._busy[who]:
                 del self._busy[who]
 
@@ -102,7 +105,7 @@ class Quotas:
         address = self.address_of(scope)
         return f"address {address}", "your address", self._address
 
-    async def _take(self, who: str, said: str, quota: Quota) -> None:
+    async def _take(self, who: str, said: str, quota: Quota, places: int) -> None:
         if time.monotonic() < self._uncounted_until:
             return
         try:
@@ -110,7 +113,7 @@ class Quotas:
             # What is refused counts nowhere, so all are asked first; others may still take the last place meanwhile.
             for ask in (self._windows.test, self._windows.hit):
                 for window in quota.windows:
-                    if not await ask(window, who):
+                    if not await ask(window, who, cost=places):
                         raise await self._refusal(window, who, said)
         except StorageError as error:
             # Better nobody is counted than nobody served.
@@ -166,6 +169,13 @@ def _opened(storage: str) -> Storage:
         raise BadRequest(f"{storage!r} is no storage for rates; write redis://HOST:PORT") from None
     assert isinstance(opened, Storage)
     return opened
+
+
+def _check_number(answers: int, said: str, quota: Quota) -> None:
+    """Raise BadRequest for more answers to one request than could ever be given: to come back would not help."""
+    most = min([quota.at_once or answers, *(window.amount for window in quota.windows)])
+    if answers > most:
+        raise BadRequest(f"n={answers} answers count as {_count(answers)}, of which {said} may have {most}", param="n")
 
 
 def _count(requests: int) -> str:

@@ -76,21 +76,22 @@ def chat_endpoint(
     server: ServerLimits | None = None,
     metrics: Metrics | None = None,
     on_failure: Callable[[LlavaError], None] | None = None,
-    refusal: Callable[[], LlavaError | None] = lambda: None,
+    refusal: Callable[[int], LlavaError | None] = lambda answers: None,
 ) -> Endpoint:
     """What answers at `CHAT_PATH`. `on_failure` learns of answers that ended with an error. What `refusal` gives is
-    told before anything of a request is read: megabytes of pictures cost time that running answers need."""
+    told before anything of a request is read, since megabytes of pictures cost time that running answers need; and once
+    more where the request turns out to want several answers. Each of them counts as a request of its own."""
     limits, server = limits or RequestLimits(), server or ServerLimits()
     metrics = metrics or Metrics(lambda: ())
 
     async def complete_chat(http: HttpRequest) -> Response:
         metrics.received()
-        refused = refusal()
-        if refused is not None:
-            metrics.rejected()
-            raise refused
         try:
+            _raise(refusal(1))
             call = await read_chat(http, limits)
+            if call.n > 1:
+                _raise(refusal(call.n))
+                await http.scope["more_places"](http.scope, call.n - 1)
             request = with_deadline(owned(call.request, http), http.headers)
             call = replace(call, request=request)
         except (LlavaError, HTTPException):
@@ -107,6 +108,11 @@ def chat_endpoint(
         return ChatAnswer(call, chunks, server, watched, on_failure, span)
 
     return complete_chat
+
+
+def _raise(error: LlavaError | None) -> None:
+    if error is not None:
+        raise error
 
 
 def owned(request: Request, http: HttpRequest) -> Request:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from llava_core.config import RequestLimits, ServerLimits
 from llava_core.engines.base import Engine, Inspects, TellsMemory
-from llava_core.errors import DevicePoisoned, LlavaError, NoWorker, Overloaded, UnknownModel
+from llava_core.errors import BadRequest, DevicePoisoned, LlavaError, NoWorker, Overloaded, UnknownModel
 from llava_core.inspection import SeenAttention, SeenPrompt
 from llava_core.types import Chunk, EngineMemory, Request
 from serve.error_handlers import add_error_handlers
@@ -49,14 +49,17 @@ class EngineSlot:
             raise NoWorker("this worker is still loading its model; try again in a moment", retry_after=5)
         return self.engine
 
-    def refusal(self) -> LlavaError | None:
-        """What any request would be refused with now, whatever it asks for."""
+    def refusal(self, answers: int) -> LlavaError | None:
+        """What any request for so many answers would be refused with now, whatever it asks for."""
         try:
             busy = self.ready_engine().status()
         except NoWorker as error:
             return error.with_traceback(None)
-        if not busy.full:
+        if busy.has_room_for(answers):
             return None
+        if busy.max_waiting is not None and answers > busy.capacity + busy.max_waiting:
+            sentence = f"n={answers} answers are more than this worker takes on at once; ask for fewer"
+            return BadRequest(sentence, param="n")
         sentence = f"{busy.waiting} requests already wait for this model; try again a little later"
         return Overloaded(sentence, retry_after=1 + busy.waiting // busy.capacity)
 

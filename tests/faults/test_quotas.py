@@ -254,6 +254,39 @@ async def test_a_stream_holds_its_place_until_it_ends_or_is_left():
         assert (await http.post("/v1/chat/completions", json=BODY)).status_code == 200
 
 
+async def test_several_answers_to_one_question_take_as_many_places():
+    async with guarded(Quotas(address=Quota(at_once=4))) as (http, engine):
+
+        async def ask(n: int) -> httpx.Response:
+            return await http.post("/v1/chat/completions", json={**BODY, "n": n})
+
+        engine.hold.clear()
+        three = asyncio.create_task(ask(3))
+        await until(lambda: engine.running == 1)
+        refused = await ask(2)
+        assert (refused.status_code, "retry-after" in refused.headers) == (429, True)
+        engine.hold.set()
+        assert (await three).status_code == 200
+        # All places were given back; more than there ever are is no question of time.
+        assert (await ask(4)).status_code == 200
+        never = await ask(5)
+        assert (never.status_code, never.json()["error"]["param"]) == (400, "n")
+        assert "may have 4" in never.json()["error"]["message"]
+        assert len(engine.asked) == 3 + 4
+
+
+async def test_several_answers_to_one_question_count_as_many_in_a_rate(clock: Clock):
+    async with guarded(Quotas(address=Quota("6/minute"))) as (http, _):
+
+        async def ask(n: int) -> int:
+            return (await http.post("/v1/chat/completions", json={**BODY, "n": n})).status_code
+
+        # A request that is refused for its further answers was one all the same.
+        assert [await ask(4), await ask(2), await ask(1)] == [200, 200, 429]
+        clock.wait(61)
+        assert [await ask(8), await ask(6)] == [400, 429]
+
+
 async def test_a_keys_own_quota_goes_before_what_all_keys_have_and_changes_without_a_restart(
     tmp_path: Path, clock: Clock
 ):

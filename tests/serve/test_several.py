@@ -18,6 +18,8 @@ from llava_core.types import Chunk, Request, Sampling, Usage, user
 from serve.several import several
 from serve.worker_app import create_app
 from tests.engines.contenders import picture, tiny_folder
+from tests.faults.fake_engine import FakeEngine
+from tests.faults.rig import until
 from tests.serve.serving import ScriptedEngine, serving
 
 SEEDED = Request("m", (user("hi"),), Sampling(seed=7), id="r")
@@ -141,6 +143,25 @@ async def test_the_openai_client_gets_them_whole_and_streamed() -> None:
         assert streamed == texts
         assert sorted(roles) == sorted(ends) == [0, 1, 2]
         await client.close()
+
+
+async def test_a_worker_refuses_more_answers_than_it_has_room_for_before_it_begins_any():
+    engine = FakeEngine(capacity=2, max_waiting=1)
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    async with serving(create_app(engine)) as url, httpx.AsyncClient(timeout=20, trust_env=False) as http:
+
+        async def ask(n: int) -> httpx.Response:
+            return await http.post(f"{url}/v1/chat/completions", json={**body, "n": n})
+
+        engine.hold.clear()
+        held = asyncio.create_task(ask(1))
+        await until(lambda: engine.running == 1)
+        assert (await ask(3)).status_code == 429
+        assert (await ask(4)).status_code == 400
+        assert len(engine.asked) == 1
+        engine.hold.set()
+        assert (await held).status_code == 200
+        assert (await ask(3)).status_code == 200
 
 
 async def test_a_reader_of_several_who_leaves_frees_the_engine() -> None:
