@@ -26,8 +26,8 @@ class _Circuit:
     openings: int = 0
     """Of late; the pause doubles with each."""
     open_until: float | None = None
-    trying: bool = False
-    """One request is finding out whether it works again."""
+    trying: object | None = None
+    """Stands for the one request that is finding out whether it works again."""
     closed_at: float = 0.0
 
 
@@ -46,7 +46,7 @@ class Breakers:
         return tuple(
             address
             for address, circuit in self._circuits.items()
-            if circuit.open_until is not None and (circuit.trying or now < circuit.open_until)
+            if circuit.open_until is not None and (circuit.trying is not None or now < circuit.open_until)
         )
 
     def full(self) -> Mapping[tuple[str, str], Overloaded]:
@@ -63,17 +63,19 @@ class Breakers:
 
     @contextmanager
     def trying(self, address: str) -> Generator[None]:
-        """Around a request to this address: where it is the one that finds out, no other goes there meanwhile."""
+        """Around a request to this address, which is not `blocked`: where it is the one that finds out, no other goes
+        there meanwhile."""
         circuit = self._circuits.get(address)
-        first = circuit is not None and circuit.open_until is not None and not circuit.trying
-        if circuit is None or not first:
+        if circuit is None or circuit.open_until is None or circuit.trying is not None:
             yield
             return
-        circuit.trying = True
+        circuit.trying = this = object()
         try:
             yield
         finally:
-            circuit.trying = False
+            # Not for another one: the circuit may have closed and opened again while this answer was read.
+            if circuit.trying is this:
+                circuit.trying = None
 
     def succeeded(self, address: str) -> None:
         circuit = self._circuits.get(address)
@@ -82,7 +84,7 @@ class Breakers:
         now = self._clock()
         if circuit.open_until is not None:
             circuit.open_until, circuit.closed_at = None, now
-        circuit.failures, circuit.trying = 0, False
+        circuit.failures, circuit.trying = 0, None
         if now - circuit.closed_at > self._limits.calm_s:
             del self._circuits[address]
 

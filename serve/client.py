@@ -71,7 +71,7 @@ class Client:
         self._directory = directory or HttpDirectory(self._http, controller, self._timings)
         self._budget = RetryBudget(retries)
         self._breakers = Breakers(breakers)
-        self.inspector = RemoteInspector(self._http, self._pick)
+        self.inspector = RemoteInspector(self._http, self._pick, self._breakers)
         """A look into the models that are served."""
         self.monitor = Monitor(self._http, controller, self._timings)
         """What the workers are doing."""
@@ -180,6 +180,13 @@ class Client:
         await self.aclose()
 
     async def _pick(self, model: str, failed: list[str]) -> str:
+        while True:
+            address = await self._found(model, failed)
+            # While the controller was asked, another request may have begun to find out whether this one works again.
+            if address not in self._breakers.blocked():
+                return address
+
+    async def _found(self, model: str, failed: list[str]) -> str:
         full = {address: said for (name, address), said in self._breakers.full().items() if name == model}
         blocked = (*self._breakers.blocked(), *full)
         try:

@@ -14,6 +14,7 @@ from llava_core.config import InspectLimits
 from llava_core.errors import BadRequest, LlavaError, WorkerLost, WorkerTimeout
 from llava_core.inspection import SeenAttention, SeenPrompt
 from llava_core.types import Request
+from serve.breaker import Breakers
 from serve.http_errors import error_from
 from serve.http_session import HTTP_ERRORS, HttpSession, read_piece
 
@@ -30,8 +31,9 @@ ATTENTION = TypeAdapter(SeenAttention)
 class RemoteInspector:
     """Asks the worker that `pick` names, and another one where that is lost."""
 
-    def __init__(self, http: HttpSession, pick: Pick, limits: InspectLimits | None = None) -> None:
+    def __init__(self, http: HttpSession, pick: Pick, breakers: Breakers, limits: InspectLimits | None = None) -> None:
         self._http = http
+        self._breakers = breakers
         self._pick = pick
         self._limits = limits or InspectLimits()
 
@@ -57,20 +59,24 @@ class RemoteInspector:
 
     async def _ask_one(self, address: str, path: str, body: bytes, request: Request) -> bytes:
         headers = {"Content-Type": "application/json", "X-Request-Id": request.id}
-        try:
-            answer = await self._http.send("POST", address + path, body, headers)
+        with self._breakers.trying(address):
             try:
-                data = bytearray()
-                while piece := await read_piece(answer):
-                    data += piece
-                    if len(data) > self._limits.max_answer_bytes:
-                        raise WorkerLost("the worker said more than is read of it")
-            finally:
-                answer.close()
-        except HTTP_ERRORS as cause:
-            if isinstance(cause, TimeoutError):
-                raise
-            raise WorkerLost("the worker went away; try again", request_id=request.id) from cause
+                answer = await self._http.send("POST", address + path, body, headers)
+                try:
+                    data = bytearray()
+                    while piece := await read_piece(answer):
+                        data += piece
+                        if len(data) > self._limits.max_answer_bytes:
+                            raise WorkerLost("the worker said more than is read of it")
+                finally:
+                    answer.close()
+            except HTTP_ERRORS as cause:
+                if isinstance(cause, TimeoutError):
+                    raise
+                self._breakers.failed(address, at_once=isinstance(cause, aiohttp.ClientConnectorError))
+                raise WorkerLost("the worker went away; try again", request_id=request.id) from cause
+            if answer.status < 500:
+                self._breakers.succeeded(address)
         if answer.status != 200:
             raise _failure(answer, bytes(data), request)
         return bytes(data)
