@@ -6,6 +6,7 @@ the orientation stays, since without it the picture would lie on its side.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -31,7 +32,9 @@ def _jpeg(data: bytes) -> bytes:
         body = data[start + 4 : end]
         if marker == 0xE1 and body.startswith(b"Exif\0\0"):
             orientation = _orientation(body[6:])
-        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE) or _shows(marker, body):
+        elif marker == 0xE0 and body.startswith(b"JFIF\0"):  # without the small picture that may follow in it
+            kept.append(b"\xff\xe0\0\x10" + body[:12].ljust(12, b"\0") + b"\0\0")
+        elif not (0xE0 <= marker <= 0xFE) or _shows(marker, body):
             kept.append(data[start:end])
     exif = b"Exif\0\0" + _exif(orientation)
     if orientation != 1:
@@ -41,8 +44,9 @@ def _jpeg(data: bytes) -> bytes:
 
 
 def _shows(marker: int, body: bytes) -> bool:
-    """Whether an application's segment bears on how the picture looks: JFIF, Adobe's colours, a colour profile."""
-    return marker in (0xE0, 0xEE) or (marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"))
+    """Whether an application's segment bears on how the picture looks: Adobe's colours, a colour profile."""
+    is_adobes = marker == 0xEE and body.startswith(b"Adobe") and len(body) == 12
+    return is_adobes or (marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"))
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -51,8 +55,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     while True:
         if data[at] != 0xFF:
             raise ValueError("no marker")
-        while data[at + 1] == 0xFF:
-            at += 1
+        at = _FILLING.match(data, at).end() - 1  # pyright: ignore[reportOptionalMemberAccess]  there is one
         marker = data[at + 1]
         if marker == 0xD9:
             yield marker, at, at + 2
@@ -69,17 +72,15 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
+# In C: a file may be made to have millions of these.
+_FILLING = re.compile(rb"\xff+")
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+"""But for stuffing, restarts and filling."""
+
+
 def _end_of_scan(data: bytes, at: int) -> int:
-    while True:
-        at = data.find(b"\xff", at)
-        if at < 0 or at + 1 >= len(data):
-            return len(data)
-        if data[at + 1] == 0 or 0xD0 <= data[at + 1] <= 0xD7:
-            at += 2
-        elif data[at + 1] == 0xFF:
-            at += 1
-        else:
-            return at
+    found = _MARKER.search(data, at)
+    return found.start() if found else len(data)
 
 
 _PNG_KEPT = (
@@ -121,8 +122,10 @@ def _webp(data: bytes) -> bytes:
             orientation = _orientation(body.removeprefix(b"Exif\0\0"))
             if orientation != 1:
                 kept.append((name, _exif(orientation)))
-        elif name in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"):
+        elif name in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ICCP"):
             kept.append((name, body))
+        elif name == b"ANMF":
+            kept.append((name, body[:16] + _webp_frame(body[16:])))
         at += 8 + length + length % 2
     if not kept:
         raise ValueError("nothing in it")
@@ -132,6 +135,18 @@ def _webp(data: bytes) -> bytes:
         kept[0] = (b"VP8X", bytes([flags[0] & ~0x0C | has_exif]) + flags[1:])
     chunks = b"".join(name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2) for name, body in kept)
     return b"RIFF" + struct.pack("<I", len(chunks) + 4) + b"WEBP" + chunks
+
+
+def _webp_frame(data: bytes) -> bytes:
+    """The pixels of one frame of an animation, which may have more in it."""
+    kept, at = b"", 0
+    while at + 8 <= len(data):
+        (length,) = struct.unpack("<I", data[at + 4 : at + 8])
+        end = at + 8 + length + length % 2
+        if data[at : at + 4] in (b"VP8 ", b"VP8L", b"ALPH"):
+            kept += data[at:end]
+        at = end
+    return kept
 
 
 def _gif(data: bytes) -> bytes:
@@ -164,7 +179,9 @@ def _after_blocks(data: bytes, at: int) -> int:
 
 def _bmp(data: bytes) -> bytes:
     """It holds nothing but pixels; what follows them goes."""
-    (size,) = struct.unpack("<I", data[2:6])
+    size, _, _, header = struct.unpack("<IIII", data[2:18])
+    if header not in (12, 40, 52, 56, 64, 108, 124):
+        raise ValueError("no header")
     return data[:size] if 54 <= size < len(data) else data
 
 

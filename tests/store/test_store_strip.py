@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from typing import Any
 
 import pytest
@@ -84,6 +85,40 @@ def test_what_follows_the_picture_in_its_file_goes() -> None:
         assert SECRET.encode() not in found[0]
 
 
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xe0%cJFIF\0\1\1\0\0\1\0\1\1\1",
+        b"\xff\xe0%cJFXX\0\x10",
+        b"\xff\xee%cAdobe\0d\0\0\0\0\0",
+        b"\xff\xe2%cMPF\0",
+    ],
+    ids=["thumbnail", "thumbnail of JPEG", "Adobe", "more pictures"],
+)
+def test_no_segment_of_a_jpeg_carries_more_than_its_looks(segment: bytes) -> None:
+    body = segment.split(b"%c")[1] + SECRET.encode()
+    hidden = PHOTOS["grey"][:2] + segment[:2] + (len(body) + 2).to_bytes(2, "big") + body + PHOTOS["grey"][2:]
+    found = stripped(hidden)
+    assert found is not None
+    assert SECRET.encode() not in found[0]
+    assert ImageChops.difference(Image.open(io.BytesIO(hidden)), Image.open(io.BytesIO(found[0]))).getbbox() is None
+
+
+def test_a_frame_of_an_animation_carries_nothing_but_pixels() -> None:
+    data = io.BytesIO()
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "lime")]
+    frames[0].save(data, "WEBP", save_all=True, append_images=frames[1:], duration=70, lossless=True)
+    whole, note = data.getvalue(), b"NOTE" + struct.pack("<I", 32) + SECRET.encode().ljust(32)
+    at = whole.index(b"ANMF")
+    (length,) = struct.unpack("<I", whole[at + 4 : at + 8])
+    frame = b"ANMF" + struct.pack("<I", length + len(note)) + whole[at + 8 : at + 8 + length] + note
+    hidden = whole[:4] + struct.pack("<I", len(whole) + len(note) - 8) + whole[8:at] + frame + whole[at + 8 + length :]
+    found = stripped(hidden)
+    assert found is not None
+    assert SECRET.encode() not in found[0]
+    assert Image.open(io.BytesIO(found[0])).convert("RGB").getpixel((4, 4)) == (255, 0, 0)
+
+
 def test_an_animation_keeps_its_frames_and_its_pace() -> None:
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "lime", "blue")]
     for format in ("GIF", "WEBP", "PNG"):
@@ -99,7 +134,8 @@ def test_an_animation_keeps_its_frames_and_its_pace() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"<html></html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x04\0\0\0WEBP", b"GIF89a"]
+    "data",
+    [b"", b"<html></html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x04\0\0\0WEBP", b"GIF89a", b"BM" + bytes(99)],
 )
 def test_what_is_no_picture_is_none(data: bytes) -> None:
     assert stripped(data) is None
