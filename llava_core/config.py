@@ -182,6 +182,23 @@ class ServerLimits:
 
 
 @dataclass(frozen=True)
+class UploadLimits:
+    """What browsers may upload to the page, beyond what one picture may be."""
+
+    session_bytes: int = 512 * 1024 * 1024
+    """Of one browser, or of one name on a page with a login, as long as its files are here."""
+    address_bytes: int = 4 * 1024 * 1024 * 1024
+    """Of all browsers at one address, where nobody logs in."""
+    least_counted_bytes: int = 64 * 1024
+    """A file counts as at least this, since files themselves are no more endless than bytes."""
+    least_free_bytes: int = 500 * 1024 * 1024
+    """On the disk of the uploads; with less nothing more is taken, so that all else on it can still be written."""
+    keep_s: float = 86_400.0
+    sweep_s: float = 3600.0
+    """Between two looks for files that are older."""
+
+
+@dataclass(frozen=True)
 class StoreLimits:
     """How chats are kept: waits in seconds, and what is given up when a database cannot keep up."""
 

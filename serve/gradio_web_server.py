@@ -16,12 +16,13 @@ from typing import Annotated
 
 import typer
 
-from llava_core.config import CONTROL_PORT, PAGE_PORT, ImageLimits
+from llava_core.config import CONTROL_PORT, PAGE_PORT, ImageLimits, UploadLimits
 from llava_core.errors import BadRequest, LlavaError
 from serve import moderation_flags as judging
 from serve import quota_flags as allowing
 from serve import tracing
 from serve.credentials import PUBLIC_LINK, is_loopback
+from serve.key_ring import KeyRing, keys_file
 from serve.page.actions import Rooms
 from serve.page.context import PageContext
 from serve.page.examples import load as load_examples
@@ -30,6 +31,7 @@ from serve.page.history import History
 from serve.page.models import ListMode, ModelList
 from serve.page.pictures import PictureDesk
 from serve.page.source import AnswerSource
+from serve.page.uploads import Uploads
 from serve.quota import Quota
 from serve.quotas import Quotas
 from serve.store.database import Database
@@ -119,7 +121,14 @@ def main(
             moderation_url, moderation_model, moderation_classifier, moderation_fail_open, moderation_hold_answers
         )
         quota = Quota(address_rate, address_at_once)
-        quotas = Quotas(address=quota, storage=rate_storage, proxies=trusted_proxies)
+        quotas = Quotas(
+            # Of who logs in the name is known, and counts instead of the address, which may be that of many.
+            key=quota,
+            address=quota,
+            of_key=KeyRing(keys_file()).quota_of,
+            storage=rate_storage,
+            proxies=trusted_proxies,
+        )
     except LlavaError as error:
         print(f"error: {error.message}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -160,7 +169,8 @@ def make_context(
     limits = limits or ImageLimits()
     shown = load_examples(examples)
     kept = Feedback(feedback, keep_days)
-    desk = PictureDesk(uploads, shown, limits, originals=originals)
+    desk = PictureDesk(uploads, shown, limits)
+    quotas = quotas or Quotas()
     history = History(keeper, desk, keep_days=keep_days)
     return PageContext(
         source=source,
@@ -173,7 +183,8 @@ def make_context(
         readers_at_once=READERS_AT_ONCE,
         embed=embed,
         desk=desk,
-        quotas=quotas or Quotas(),
+        uploads=Uploads(uploads, limits, originals=originals, address=quotas.address_of),
+        quotas=quotas,
     )
 
 
@@ -191,7 +202,6 @@ def make_keeper(database_url: str, keep_days: int, keep_originals: bool) -> Keep
 def make_doorman(host: str, login: bool, insecure: bool) -> Callable[[str, str], bool] | None:
     """Says whether a name and a key belong together; none where nobody is asked, which a network must not meet."""
     from serve.credentials import check_exposure
-    from serve.key_ring import KeyRing, keys_file
 
     try:
         check_exposure(host, guarded=login, insecure=insecure, remedy="add --login")
@@ -243,7 +253,8 @@ def serve(
     spare_what_stays()
     print(f"The page is at http://{host}:{port}", flush=True)
     context.feedback.expire()
-    while not ended.wait(timeout=3600):
+    while not ended.wait(timeout=UploadLimits().sweep_s):
+        context.uploads.sweep()
         context.feedback.expire()
     blocks.close(verbose=False)
     tracing.stop_tracing()

@@ -18,6 +18,7 @@ from serve.page.models import ModelList
 from serve.page.pictures import PictureDesk
 from serve.page.source import AnswerSource
 from serve.page.status import StatusBoard
+from serve.page.uploads import Uploads
 from serve.quotas import Quotas
 
 
@@ -31,11 +32,12 @@ class PageContext:
     examples: tuple[Example, ...]
     limits: ImageLimits
     desk: PictureDesk
+    uploads: Uploads
     readers_at_once: int
     """How many answers Gradio streams to programs at the same time; later ones wait their turn."""
     embed: bool = False
     quotas: Quotas = field(default_factory=Quotas)
-    """What one address may ask for."""
+    """What one address may ask for, or one name on a page with a login."""
 
     @cached_property
     def inspections(self) -> Inspections:

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_core.config import ImageLimits, ServerLimits, StoreLimits
 from llava_core.errors import Forbidden, Unauthorized
-from serve.error_handlers import http_error_response
 from serve.gate import Gate, check_name, check_origin
 from serve.http_frame import HttpFrame
 from serve.page.headers import SafeHeaders
+from serve.page.uploads import Uploads
 
 FILES = "/gradio_api/file="
 
@@ -39,17 +37,15 @@ LARGE_BYTES = 2 * StoreLimits().max_import_bytes
 """For chats that are brought in, which are text in text, and for questions of programs, with pictures in them."""
 SMALL_BYTES = 2 * 1024 * 1024
 """For all else, in which the longest is a question."""
-LEAST_FREE_BYTES = 500 * 1024 * 1024
-"""On the disk of the uploads; with less nothing more is taken, so that everything else on it can still be written."""
 
 
 @dataclass(frozen=True)
 class PageGate(Gate):
-    """`uploads` is the one folder from which files are handed out. Who is logged in is Gradio's to say, which
-    `is_let_in` asks before a large body is read."""
+    """`uploads` is the one folder from which files are handed out. Who is logged in is Gradio's to say, whom
+    `login_of` asks before a large body is read: a name, "" where nobody needs one, None for who has none."""
 
     uploads: Path = Path("uploads")
-    is_let_in: Callable[[Headers], bool] = lambda _: True
+    login_of: Callable[[Headers], str | None] = lambda _: ""
 
     def admit(self, scope: Scope) -> str:
         path, headers = str(scope["path"]), Headers(scope=scope)
@@ -60,9 +56,10 @@ class PageGate(Gate):
             self._check_file(path.removeprefix(FILES))
         elif not _KNOWN.fullmatch(path):
             raise Forbidden(f"the page has nothing at {path[:200]!r}")
-        elif (_UPLOAD.fullmatch(path) or _LARGE.fullmatch(path)) and not self.is_let_in(headers):
+        name = self.login_of(headers)
+        if name is None and (_UPLOAD.fullmatch(path) or _LARGE.fullmatch(path)):
             raise Unauthorized("log in to this page first; reload it", param="login")
-        return ""
+        return name or ""
 
     def _check_file(self, asked: str) -> None:
         place = os.path.normpath(asked)
@@ -70,33 +67,20 @@ class PageGate(Gate):
             raise Forbidden("only pictures that were uploaded here are handed out")
 
 
-@dataclass(frozen=True)
-class _WithSpace:
-    """Takes uploads while there is space for them."""
-
-    app: ASGIApp
-    uploads: Path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self.app
-        if scope["type"] == "http" and _UPLOAD.fullmatch(scope["path"]) and self._is_full():
-            sentence = "the server's disk is full, so it takes no more pictures; try again later, or tell its operator"
-            app = http_error_response(scope["method"], scope["path"], HTTPException(507, sentence))
-        await app(scope, receive, send)
-
-    def _is_full(self) -> bool:
-        try:
-            return shutil.disk_usage(self.uploads).free < LEAST_FREE_BYTES
-        except OSError:  # the folder is made with the first upload
-            return False
-
-
 class PageFrame(HttpFrame):
-    """Stands around Gradio's app, outside its own middleware, which would let in pages of other origins."""
+    """Stands around Gradio's app, outside its own middleware, which would let in pages of other origins, and takes
+    uploads in its place."""
 
-    def __init__(self, app: ASGIApp, uploads: Path, *, local: bool, is_let_in: Callable[[Headers], bool]) -> None:
-        gate = PageGate(local=local, uploads=uploads, is_let_in=is_let_in)
-        super().__init__(_WithSpace(SafeHeaders(app), uploads), UPLOAD_BYTES, ServerLimits(), gate=gate)
+    def __init__(
+        self, app: ASGIApp, uploads: Uploads, *, local: bool, login_of: Callable[[Headers], str | None] = lambda _: ""
+    ) -> None:
+        gate = PageGate(local=local, uploads=uploads.folder, login_of=login_of)
+
+        async def taken_apart(scope: Scope, receive: Receive, send: Send) -> None:
+            is_upload = scope["type"] == "http" and scope["method"] == "POST" and _UPLOAD.fullmatch(scope["path"])
+            await (uploads if is_upload else app)(scope, receive, send)
+
+        super().__init__(SafeHeaders(taken_apart), UPLOAD_BYTES, ServerLimits(), gate=gate)
 
     def most_at(self, path: str) -> int:
         if _UPLOAD.fullmatch(path):

@@ -29,13 +29,9 @@ class PictureDesk:
         examples: tuple[Example, ...] = (),
         limits: ImageLimits | None = None,
         request_limits: RequestLimits | None = None,
-        *,
-        originals: bool = False,
     ) -> None:
-        """With `originals` pictures stay as they came; else what cameras wrote into them is gone once they are sent."""
         self.limits = limits or ImageLimits()
         self._request_limits = request_limits or RequestLimits()
-        self._originals = originals
         self._uploads = uploads
         self._examples = {example.file: example for example in examples}
         # Whoever knows a path may fetch the file, so a kept picture lies where nobody can guess.
@@ -122,11 +118,6 @@ class PictureDesk:
             )
         if size == 0:
             raise BadImage(f"the picture {name!r} is empty; attach it again")
-        if example is None and not self._originals:
-            data = path.read_bytes()
-            found = stripped(data)
-            if found is not None and found[0] != data:
-                self.put_back(str(path), found[0])
         return _picture(path, name, example)
 
     def _uploaded(self, claimed: str) -> Path:

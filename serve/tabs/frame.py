@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
 import uvicorn.config
-from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -36,9 +34,7 @@ PROGRESS_POLL_S = 1.0
 def build(context: PageContext) -> gr.Blocks:
     """The page with all its tabs, or the bare chat where it is to be embedded."""
     tabs = discover()
-    with gr.Blocks(
-        title="LLaVA Serve", fill_height=True, delete_cache=(3600, 86400), analytics_enabled=False
-    ) as blocks:
+    with gr.Blocks(title="LLaVA Serve", fill_height=True, analytics_enabled=False) as blocks:
         if context.embed:
             tabs[0].build(context)
         else:
@@ -71,7 +67,7 @@ def launch(
     blocks = build(context).queue(max_size=2000, default_concurrency_limit=64)
     blocks._queue.sleep_when_free = QUEUE_POLL_S
     blocks._queue.progress_update_sleep_when_free = PROGRESS_POLL_S
-    with _framed_servers(local):
+    with _framed_servers(context, local):
         blocks.launch(
             server_name=host,
             server_port=port,
@@ -102,7 +98,7 @@ def launch(
 
 
 @contextmanager
-def _framed_servers(local: bool) -> Generator[None]:
+def _framed_servers(context: PageContext, local: bool) -> Generator[None]:
     """Servers that start within have our frame around their app and our patience with connections: Gradio starts its
     own server, and asks nobody how."""
     frames: dict[int, PageFrame] = {}
@@ -113,7 +109,7 @@ def _framed_servers(local: bool) -> Generator[None]:
             app = cast("Any", config.loaded_app)
             if id(app) not in frames:
                 frames[id(app)] = PageFrame(
-                    app, Path(get_upload_folder()), local=local, is_let_in=_who_is_logged_in(cast("Any", config.app))
+                    app, context.uploads, local=local, login_of=_login_at(cast("Any", config.app))
                 )
             self.app = frames[id(app)]
 
@@ -126,21 +122,22 @@ def _framed_servers(local: bool) -> Generator[None]:
 
 
 def _is_logged_in(request: Request) -> bool:
-    return _who_is_logged_in(request.app)(request.headers)
+    return _login_at(request.app)(request.headers) is not None
 
 
-def _who_is_logged_in(app: Any) -> Callable[[Headers], bool]:
-    """Whether Gradio, whose `app` it is, would let the caller in. Its own routes ask the same in a function that is
-    not to be had."""
+def _login_at(app: Any) -> Callable[[Headers], str | None]:
+    """The name under which Gradio, whose `app` it is, would let the caller in: "" where it asks nobody, None where it
+    would not. Its own routes ask the same in a function that is not to be had."""
 
-    def is_logged_in(headers: Headers) -> bool:
+    def login_of(headers: Headers) -> str | None:
         if app.auth is None:
-            return True
+            return ""
         shown = Request({"type": "http", "headers": headers.raw}).cookies
         cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
-        return any(app.tokens.get(shown.get(name)) is not None for name in cookies)
+        names = (app.tokens.get(shown.get(cookie)) for cookie in cookies)
+        return next((name for name in names if name is not None), None)
 
-    return is_logged_in
+    return login_of
 
 
 def _alive(_: Request) -> JSONResponse:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import io
 import json
 import re
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
 from llava_core.chat_grammar import read_grammar
 from llava_core.engines.base import Engine
@@ -184,26 +182,6 @@ async def test_no_other_browsers_chat_is_found_in_the_caches(tmp_path: Path):
         assert await cached("b", "x") > 0
         assert await cached("c", "y") == 0
         await rooms.aclose()
-
-
-async def test_what_a_camera_wrote_is_gone_before_a_picture_is_sent(tmp_path: Path):
-    exif = Image.Exif()
-    exif[0x010E], exif[0x0112] = "at 48.137, 11.575 by Ann", 6
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), "teal").save(file, "JPEG", exif=exif, comment=b"by Ann")
-    for originals in (False, True):
-        path = tmp_path / "cat.jpg"
-        path.write_bytes(file.getvalue())
-        desk = PictureDesk(tmp_path, originals=originals)
-        accepted = await desk.accept([{"path": str(path), "name": "cat.jpg"}])
-        sent = next(iter((await desk.data_urls(accepted)).values()))
-        assert (b"by Ann" in path.read_bytes()) == originals
-        assert accepted[0].size == path.stat().st_size
-        with Image.open(path) as kept:
-            assert kept.getexif()[0x0112] == 6
-        import base64
-
-        assert (b"by Ann" in base64.b64decode(sent.partition(",")[2])) == originals
 
 
 HOSTILE_MARKDOWN = [
