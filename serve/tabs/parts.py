@@ -59,7 +59,7 @@ def pane(
 
 
 def place(context: PageContext, request: gr.Request) -> AbstractAsyncContextManager[None]:
-    """Around an answer: one of the places that the browser's address has. Raises Overloaded."""
+    """Around an answer: one of the places that who is logged in has, else the browser's address. Raises Overloaded."""
     return context.quotas.place(_scope(request))
 
 
@@ -71,7 +71,7 @@ def owner_of(context: PageContext, request: gr.Request) -> str:
 def _scope(request: gr.Request) -> dict[str, Any]:
     headers = [(name.lower().encode(), str(value).encode()) for name, value in request.headers.items()]
     caller = (request.client.host, 0) if request.client is not None else None
-    return {"type": "http", "client": caller, "headers": headers}
+    return {"type": "http", "client": caller, "headers": headers, "caller": request.username or ""}
 
 
 def composer(context: PageContext, view: str, kept: str = "", more: str = "") -> gr.HTML:

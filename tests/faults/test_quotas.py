@@ -223,7 +223,7 @@ async def test_on_the_page_an_address_has_so_many_answers_and_a_sentence_says_so
     from serve.tabs.parts import place
 
     headers = {"X-Forwarded-For": "6.6.6.6, 5.5.5.5"}
-    caller: Any = SimpleNamespace(client=SimpleNamespace(host="1.2.3.4"), headers=headers)
+    caller: Any = SimpleNamespace(client=SimpleNamespace(host="1.2.3.4"), headers=headers, username=None)
 
     class Nobody:
         async def models(self):
@@ -232,12 +232,18 @@ async def test_on_the_page_an_address_has_so_many_answers_and_a_sentence_says_so
     context = make_context(
         Nobody(),  # pyright: ignore[reportArgumentType]
         uploads=tmp_path,
-        quotas=Quotas(address=Quota(at_once=1), proxies=1),
+        quotas=Quotas(key=Quota(at_once=1), address=Quota(at_once=1), proxies=1),
     )
+    ann, bob = (SimpleNamespace(**{**vars(caller), "username": name}) for name in ("ann", "bob"))
     async with place(context, caller):
         with pytest.raises(Overloaded, match="your address may have 1 request"):
             async with place(context, caller):
                 pass
+        # Who logged in is counted by name, and so are people who share an address.
+        async with place(context, ann), place(context, bob):
+            with pytest.raises(Overloaded, match="'ann' may have 1 request"):
+                async with place(context, ann):
+                    pass
     async with place(context, caller):
         pass
 

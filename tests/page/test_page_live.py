@@ -16,10 +16,12 @@ from starlette.requests import Request as HttpRequest
 from llava_core.config import LiveLimits
 from serve.gradio_web_server import make_context
 from serve.page.context import PageContext
+from serve.page.gate import PageFrame
 from serve.page.live import routes
 from serve.page.room import RoomTimings
 from serve.quota import Quota
 from serve.quotas import Quotas
+from tests.faults.rig import until
 from tests.page.sources import ToldSource
 
 ROOMS = ("r" * 32, "s" * 32)
@@ -216,6 +218,24 @@ async def test_an_inspected_answer_has_a_stream_of_its_own_and_a_place_in_the_sh
         await stream.next()
     async with asyncio.timeout(60):
         await source.left.wait()
+
+
+async def test_behind_a_login_a_share_is_a_persons_though_many_have_one_address(
+    context: PageContext, source: ToldSource
+) -> None:
+    context.quotas._key = Quota(at_once=1)
+    for name, owner, room in (("ann", ME, ROOMS[0]), ("bob", YOU, ROOMS[1])):
+        browser = Browser(context, owner)
+        frame = PageFrame(browser.app, context.uploads, local=False, login_of=lambda _, name=name: name)
+        browser.http = httpx.AsyncClient(transport=httpx.ASGITransport(frame), base_url="http://page")
+        await browser.ask(room)
+    await until(lambda: len(source.requests) == 2)
+    more = "t" * 32
+    await browser.ask(more)
+    async with browser.follow(more) as stream:
+        while (told := await stream.next())["running"]:
+            pass
+        assert told["turns"][0]["answer"]["notice"]["message"].startswith("The key 'bob' may have 1 request")
 
 
 async def test_what_cannot_be_done_is_refused_in_its_class(context: PageContext) -> None:
