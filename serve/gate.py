@@ -16,8 +16,8 @@ from serve.credentials import is_loopback
 from serve.key_ring import KeyRing
 
 Level = Literal["open", "key", "control"]
-CONTROL = "control"
-"""The name of whoever shows the token."""
+CONTROL = "\0control"
+"""The name of whoever shows the token; no key can have it."""
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _OPEN = ("/health/live", "/health/ready")

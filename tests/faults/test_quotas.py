@@ -260,6 +260,17 @@ async def test_a_stream_holds_its_place_until_it_ends_or_is_left():
         assert (await http.post("/v1/chat/completions", json=BODY)).status_code == 200
 
 
+async def test_a_key_that_is_called_like_one_of_ours_is_a_key_like_others(tmp_path: Path):
+    ring = KeyRing(tmp_path / "keys.json")
+    secret = ring.add("control")
+    async with guarded(Quotas(key=Quota("1/hour")), ring) as (http, engine):
+        headers = {"Authorization": f"Bearer {secret}"}
+        body = {**BODY, "user": "somebody else's"}
+        answers = [await http.post("/v1/chat/completions", json=body, headers=headers) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 429]
+        assert engine.asked[-1].owner.endswith("control/somebody else's")
+
+
 async def test_several_answers_to_one_question_take_as_many_places():
     async with guarded(Quotas(address=Quota(at_once=4))) as (http, engine):
 
