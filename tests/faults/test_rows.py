@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 PUBLISHED = {
     *(f"2024-{number}" for number in (9308, 9309, 10225, 12065, 12068, 12070)),
     *(f"2024-{number}" for number in (10044, 10907, 10908, 10912, 11603, 12376)),
-    *(f"2026-{number}" for number in (6607, 44222, 96639, 22778, 22773)),
+    *(f"2026-{number}" for number in (6607, 85695, 44222, 96639, 22778, 22773)),
 }
 
 
