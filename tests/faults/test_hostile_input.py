@@ -5,29 +5,63 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import platform
 import re
 import socket
+import statistics
+import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from llava_core.config import ImageLimits
+from llava_core.config import ImageLimits, ServerLimits
 from llava_core.engines.echo import EchoEngine
 from serve.controller import create_app as controller_app
 from serve.page.bring_in import read_chat
 from serve.protocol import Registration, WorkerStatus
 from serve.worker_app import create_app as worker_app
 from serve.worker_pool import WorkerPool
+from tests.faults.lateness import Lateness
 from tests.picture_bombs import gif, jpeg, png
 from tests.serve.serving import serving
+from tests.topology import ROOT
 
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
-INSIDES = re.compile(r"Traceback|site-packages|\.py\b|0x[0-9a-f]{4}|pydantic|/root|/home|/tmp", re.IGNORECASE)
+
+
+def insides() -> re.Pattern[str]:
+    """What an answer to strangers must not tell: where this server lies, and which version of what it runs."""
+    places = {str(ROOT), sys.prefix, sys.base_prefix, sys.exec_prefix, tempfile.gettempdir(), str(Path.home())}
+    versions = {
+        version(name) for name in ("fastapi", "starlette", "uvicorn", "httptools", "pydantic", "pillow", "torch")
+    }
+    versions.add(platform.python_version())
+    told = [re.escape(place) for place in places if len(place) > 1]
+    told += [rf"(?<![\d.]){re.escape(number)}(?![\d.])" for number in versions]
+    told += [
+        "Traceback",
+        "site-packages",
+        r"\.py\b",
+        "0x[0-9a-f]{4}",
+        "pydantic",
+        "uvicorn",
+        "starlette",
+        "/root",
+        "/home",
+    ]
+    return re.compile("|".join(told), re.IGNORECASE)
+
+
+INSIDES = insides()
 
 
 @asynccontextmanager
@@ -159,9 +193,39 @@ async def test_whatever_is_malformed_gets_a_sentence_without_our_insides():
             assert error["message"], raw[:100]
             assert error["type"] == "invalid_request_error", raw[:100]
             assert len(answer.text) < 2000, raw[:100]
-            assert not INSIDES.search(answer.text), answer.text
+            told = "\n".join((answer.text, *(f"{name}: {value}" for name, value in answer.headers.items())))
+            assert not INSIDES.search(told), told
         assert (await http.post(CHAT, json=chat())).status_code == 200
     print(f"\n{len(MALFORMED)} malformed bodies, all refused")
+
+
+async def test_whatever_is_over_a_limit_is_refused_at_once_and_leaves_nothing_behind():
+    """Numbers, texts, counts, depths and sizes: each several times over, its median against what a refusal may take."""
+    me = psutil.Process()
+    over = [(CHAT, raw, (400, 422)) for raw in MALFORMED if raw]
+    over.append(
+        ("/register_worker", b'{"worker_name":"' + b"x" * ServerLimits().max_control_body_bytes + b'"}', (413,))
+    )
+    took: dict[int, list[float]] = {}
+    async with gateway() as http:
+        with Lateness() as late:
+            for each in range(6):
+                for number, (path, raw, statuses) in enumerate(over):
+                    began = time.monotonic()
+                    answer = await http.post(path, content=raw, headers=JSON)
+                    took.setdefault(number, []).append(time.monotonic() - began)
+                    assert answer.status_code in statuses, raw[:100]
+                if each == 1:
+                    before = me.memory_info().rss
+        grown = (me.memory_info().rss - before) / 2**20
+    medians = [statistics.median(times) for times in took.values()]
+    slowest = over[medians.index(max(medians))][1]
+    print(
+        f"\n{len(over)} bodies over a limit: refused after {1000 * statistics.median(medians):.1f} ms, the slowest of "
+        f"them ({slowest[:40]!r}…) after {1000 * max(medians):.1f} ms; this process grew by {grown:.1f} MiB; {late}"
+    )
+    assert max(medians) < late.allows(0.05), slowest[:200]
+    assert grown < 16
 
 
 PICTURES = {

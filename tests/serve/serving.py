@@ -27,6 +27,7 @@ async def serving(app: FastAPI, *, port: int | None = None, header_s: float = 10
         http=impatient_protocol(header_s),
         ws="none",
         log_config=None,
+        server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
