@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from llava_core.engines.transformers.engine import TransformersEngine
 from llava_core.errors import OutOfMemory
 from llava_core.types import Request, Sampling, assistant, user
+from tests.faults.lateness import Lateness
 from tests.faults.rig import read, rig, until
 from tests.faults.test_continued_engine import engine as made_of
 from tests.faults.test_continued_engine import tiny
@@ -157,6 +160,8 @@ async def test_health_is_told_while_the_model_is_at_work(engine: TransformersEng
             await asyncio.sleep(0.005)
             lags.append(loop.time() - due)
 
+    worst: list[float] = []
+    answered: list[float] = []
     async with rig([engine]) as there, httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
         monkeypatch.setattr(step, "run", held)
         asking = [asyncio.create_task(read(there.client, ask(LONG, max_tokens=20))) for _ in range(4)]
@@ -165,10 +170,27 @@ async def test_health_is_told_while_the_model_is_at_work(engine: TransformersEng
             for path in ("/health/live", "/health/ready"):
                 assert (await http.get(url + path)).status_code == 200
         assert not any(task.done() for task in asking)
-        ticking = asyncio.create_task(tick())
         holding.set()
-        readings = await asyncio.gather(*asking)
-        ticking.cancel()
-    assert all(reading.error is None for reading in readings)
-    worst = sorted(lags)[int(0.99 * (len(lags) - 1))] if lags else 0.0
-    print(f"\nthe event loop was late by {1000 * worst:.1f} ms (p99) while prompts of 4 chats were computed")
+        assert all(reading.error is None for reading in await asyncio.gather(*asking))
+        with Lateness() as late:
+            for number in range(3):
+                lags.clear()
+                ticking = asyncio.create_task(tick())
+                # Prompts that nobody has in a cache yet, and answers, so that both are computed side by side.
+                texts = [f"{number} {each} {LONG}" for each in range(4)]
+                asking = [asyncio.create_task(read(there.client, ask(text, max_tokens=40))) for text in texts]
+                while not all(task.done() for task in asking):
+                    began = time.monotonic()
+                    assert (await http.get(f"{there.proxies[0].url}/health/live")).status_code == 200
+                    answered.append(time.monotonic() - began)
+                    await asyncio.sleep(0.01)
+                ticking.cancel()
+                assert all(task.result().error is None for task in asking)
+                worst.append(sorted(lags)[int(0.99 * (len(lags) - 1))])
+    print(
+        f"\nwhile prompts and answers of 4 chats were computed, the event loop was late by "
+        f"{', '.join(f'{1000 * each:.1f}' for each in worst)} ms (p99 of three rounds), and health was told within "
+        f"{1000 * statistics.median(answered):.1f} ms; {late}"
+    )
+    assert statistics.median(worst) < late.allows(0.05)
+    assert statistics.median(answered) < late.allows(0.05)
