@@ -110,7 +110,7 @@ class Client:
             while True:
                 try:
                     with tracing.span("find a worker", parent=request.trace):
-                        address = await self._pick(request.model, failed)
+                        address = await self._pick(request, failed)
                 except NoWorker as error:
                     # Nobody else is left: what the last one failed with says more, a lost connection before the
                     # first token less.
@@ -179,18 +179,19 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _pick(self, model: str, failed: list[str]) -> str:
+    async def _pick(self, request: Request, failed: list[str]) -> str:
         while True:
-            address = await self._found(model, failed)
+            address = await self._found(request, failed)
             # While the controller was asked, another request may have begun to find out whether this one works again.
             if address not in self._breakers.blocked():
                 return address
 
-    async def _found(self, model: str, failed: list[str]) -> str:
+    async def _found(self, request: Request, failed: list[str]) -> str:
+        model = request.model
         full = {address: said for (name, address), said in self._breakers.full().items() if name == model}
         blocked = (*self._breakers.blocked(), *full)
         try:
-            return await self._directory.pick(model, tuple(dict.fromkeys((*failed, *blocked))))
+            return await self._directory.pick(model, tuple(dict.fromkeys((*failed, *blocked))), request.id)
         except NoWorker:
             if full and not failed:
                 raise _again(next(iter(full.values()))) from None

@@ -237,6 +237,7 @@ def _address(pool: WorkerPool, clock: Callable[[], float]) -> Endpoint:
             return wrong_field_response(error.errors())
         with tracing.span("pick a worker", parent=tracing.parent_of(http.headers), kind="server"):
             address = pool.pick(query.model, clock(), query.exclude)
+        log.info("chat %s goes to %s", http.scope["request_id"], address)
         return JSONResponse({"address": address})
 
     return get_worker_address

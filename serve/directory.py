@@ -30,8 +30,9 @@ class Directory(Protocol):
         """What is served now, sorted by name. Raises NoWorker when nobody can tell."""
         ...
 
-    async def pick(self, model: str, exclude: Sequence[str]) -> str:
-        """The address of a worker for `model`. Raises UnknownModel or NoWorker."""
+    async def pick(self, model: str, exclude: Sequence[str], request_id: str) -> str:
+        """The address of a worker for `model`, which the request of this id will go to. Raises UnknownModel or
+        NoWorker."""
         ...
 
     async def is_worth_waiting_for(self, address: str, *, begun: bool) -> bool | None:
@@ -54,9 +55,9 @@ class HttpDirectory:
             raise self._error(answer)
         return self._read(answer, read_models)
 
-    async def pick(self, model: str, exclude: Sequence[str]) -> str:
+    async def pick(self, model: str, exclude: Sequence[str], request_id: str) -> str:
         query = AddressQuery(model, tuple(exclude))
-        answer = await self._ask("POST", "/get_worker_address", asdict(query))
+        answer = await self._ask("POST", "/get_worker_address", asdict(query), {"X-Request-Id": request_id})
         if answer.status == 200:
             return self._read(answer, _ADDRESS.validate_python).address
         if self._is_plain_server(answer):
@@ -72,14 +73,16 @@ class HttpDirectory:
         except NoWorker:
             return None
 
-    async def _ask(self, method: str, path: str, body: object = None) -> _Said:
+    async def _ask(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> _Said:
         content = None if body is None else json.dumps(body).encode()
         try:
             answer = await self._http.send(
                 method,
                 self._controller + path,
                 content,
-                {**_JSON, **tracing.headers()},
+                {**_JSON, **tracing.headers(), **(headers or {})},
                 limit_s=self._timings.control_s,
             )
             try:

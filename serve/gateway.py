@@ -28,7 +28,7 @@ class PoolDirectory:
     async def cards(self) -> tuple[ModelCard, ...]:
         return self.pool.cards(self.clock())
 
-    async def pick(self, model: str, exclude: Sequence[str]) -> str:
+    async def pick(self, model: str, exclude: Sequence[str], request_id: str) -> str:
         return self.pool.pick(model, self.clock(), exclude)
 
     async def is_worth_waiting_for(self, address: str, *, begun: bool) -> bool | None:

@@ -22,7 +22,7 @@ PROMPT_PATH = "/v1/inspect/prompt"
 ATTENTION_PATH = "/v1/inspect/attention"
 
 T = TypeVar("T")
-Pick = Callable[[str, list[str]], Awaitable[str]]
+Pick = Callable[[Request, list[str]], Awaitable[str]]
 
 PROMPT = TypeAdapter(SeenPrompt)
 ATTENTION = TypeAdapter(SeenAttention)
@@ -45,13 +45,13 @@ class RemoteInspector:
 
     async def _ask(self, path: str, request: Request) -> bytes:
         body = await asyncio.to_thread(write_call, request, stream=False)
-        address = await self._pick(request.model, [])
+        address = await self._pick(request, [])
         try:
             async with asyncio.timeout(self._limits.answer_s):
                 try:
                     return await self._ask_one(address, path, body, request)
                 except WorkerLost:
-                    return await self._ask_one(await self._pick(request.model, [address]), path, body, request)
+                    return await self._ask_one(await self._pick(request, [address]), path, body, request)
         except TimeoutError:
             raise WorkerTimeout(
                 f"the worker of {request.model!r} did not answer within {self._limits.answer_s:g} s; try again"

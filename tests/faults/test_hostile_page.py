@@ -223,15 +223,29 @@ def test_every_answer_of_the_page_says_how_it_may_be_used(http: httpx.Client):
             assert answer.headers["referrer-policy"] == "no-referrer"
 
 
-def test_the_page_logs_each_answer_as_the_other_servers_do(http: httpx.Client, page: Server):
-    asked = {"room": "l" * 32, "owner": "o" * 32, "place": "chat", "text": "hi", "model": "none-such"}
-    assert http.post("/live/act", json={"do": "ask", **asked}).status_code == 200
-    told = re.compile(r"^\S+ \S+ INFO serve\.page\.room: chat chatcmpl-\w+ model='none-such' outcome=\w+", re.MULTILINE)
-    for _ in range(100):
-        if told.search(page.log_text()):
-            break
+def in_log(server: Server, line: str) -> re.Match[str]:
+    """What of a line is in its log, once it is there."""
+    pattern = re.compile(rf"^\S+ \S+ INFO {line}", re.MULTILINE)
+    for _ in range(200):
+        if found := pattern.search(server.log_text()):
+            return found
         time.sleep(0.05)
-    assert told.search(page.log_text()), page.log_text()
+    raise AssertionError(f"no line {line} in the log of {server.name}:\n{server.log_text()}")
+
+
+def test_one_id_leads_from_the_page_through_controller_and_worker(http: httpx.Client, servers: Topology):
+    controller, worker, page, _ = servers.servers
+    asked = {"owner": "o" * 32, "place": "chat", "text": "my-secret-question"}
+    # Also where there is no such model, so that nobody else ever hears of it.
+    for room, model, outcome in (("l" * 32, "echo", "stop"), ("n" * 32, "none-such", "UnknownModel")):
+        answer = http.post("/live/act", json={"do": "ask", "room": room, "model": model, **asked})
+        assert answer.status_code == 200
+        told = in_log(page, rf"serve\.page\.room: chat (chatcmpl-\w+) model='{model}' outcome=(\w+)")
+        assert told[2] == outcome
+        if model == "echo":
+            in_log(controller, rf"serve\.controller: chat {told[1]} goes to {re.escape(worker.url)}$")
+            in_log(worker, rf"serve\.chat_answer: chat {told[1]} model='echo' .*outcome=stop")
+    assert not any("my-secret" in server.log_text() for server in (controller, worker, page))
 
 
 # Uploads -----------------------------------------------------------------------------------------------------------

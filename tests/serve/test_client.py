@@ -43,7 +43,7 @@ class Listed:
     async def cards(self) -> tuple[ModelCard, ...]:
         return ()
 
-    async def pick(self, model: str, exclude: Sequence[str]) -> str:
+    async def pick(self, model: str, exclude: Sequence[str], request_id: str) -> str:
         self.asked.append(tuple(exclude))
         left = [address for address in self.addresses if address not in exclude]
         if not left:
