@@ -32,7 +32,8 @@ _KNOWN = re.compile(
 # Where bodies may be large. Gradio reads some of them before it asks who is logged in.
 _UPLOAD = re.compile(r"/gradio_api/upload/?")
 _LARGE = re.compile(r"/gradio_api/(queue/join|component_server|(call(/v2)?|api|run)/.*)/?")
-UPLOAD_BYTES = ImageLimits().max_bytes * ImageLimits().max_images
+UPLOAD_BYTES = ImageLimits().max_bytes + 64 * 1024
+"""For one picture, which is what the page and `gradio_client` send at a time."""
 LARGE_BYTES = 2 * StoreLimits().max_import_bytes
 """For chats that are brought in, which are text in text, and for questions of programs, with pictures in them."""
 SMALL_BYTES = 2 * 1024 * 1024
