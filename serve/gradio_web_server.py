@@ -183,7 +183,7 @@ def make_context(
         readers_at_once=READERS_AT_ONCE,
         embed=embed,
         desk=desk,
-        uploads=Uploads(uploads, limits, originals=originals, address=quotas.address_of),
+        uploads=Uploads(uploads, limits, originals=originals, for_all=embed, address=quotas.address_of),
         quotas=quotas,
     )
 

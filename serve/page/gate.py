@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_core.config import ImageLimits, ServerLimits, StoreLimits
 from llava_core.errors import Forbidden, Unauthorized
+from serve.error_handlers import http_error_response
 from serve.gate import Gate, check_name, check_origin
 from serve.http_frame import HttpFrame
 from serve.page.headers import SafeHeaders
@@ -78,8 +81,15 @@ class PageFrame(HttpFrame):
         gate = PageGate(local=local, uploads=uploads.folder, login_of=login_of)
 
         async def taken_apart(scope: Scope, receive: Receive, send: Send) -> None:
-            is_upload = scope["type"] == "http" and scope["method"] == "POST" and _UPLOAD.fullmatch(scope["path"])
-            await (uploads if is_upload else app)(scope, receive, send)
+            answering = app
+            if scope["type"] == "http":
+                method, path = scope["method"], scope["path"]
+                if method == "POST" and _UPLOAD.fullmatch(path):
+                    answering = uploads
+                elif path.startswith(FILES) and not uploads.may_read(Request(scope), path.removeprefix(FILES)):
+                    gone = HTTPException(404, "there is no such picture, or another browser sent it; attach it again")
+                    answering = http_error_response(method, path, gone)
+            await answering(scope, receive, send)
 
         super().__init__(SafeHeaders(taken_apart), UPLOAD_BYTES, ServerLimits(), gate=gate)
 

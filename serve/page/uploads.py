@@ -1,9 +1,10 @@
-"""Takes in the pictures that browsers upload: what cameras wrote into them is gone before any file has them, and nobody
-fills the disk."""
+"""Takes in the pictures that browsers upload: what cameras wrote into them is gone before any file has them, nobody
+fills the disk, and whoever else learns of a picture's path is told that there is none."""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import os
 import re
@@ -30,7 +31,8 @@ from serve.store.strip import stripped
 
 log = logging.getLogger(__name__)
 
-_COOKIE = "llava-serve-uploads"
+COOKIE = "llava-serve-uploads"
+_COOKIE_S = 30 * 24 * 3600
 _SESSION = re.compile(r"[A-Za-z0-9_-]{22}")
 _ODD = re.compile(r"[^\w .()-]")
 _NAME_CHARS = 100
@@ -51,11 +53,15 @@ class Uploads:
         limits: UploadLimits | None = None,
         *,
         originals: bool = False,
+        for_all: bool = False,
         address: Callable[[Scope], str] = lambda scope: address_of(scope, 0),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """With `originals` pictures stay as they came. `clock` is the one that files are dated by."""
-        self.folder = folder
+        """With `originals` pictures stay as they came. With `for_all` they are for whoever knows their path: frames on
+        other sites keep no cookies. `clock` is the one that files are dated by."""
+        self.folder = Path(os.path.normpath(folder.absolute()))
+        self._secret = secrets.token_bytes(32)
+        self._for_all = for_all
         self._images = images or ImageLimits()
         self._limits = limits or UploadLimits()
         self._originals = originals
@@ -74,6 +80,15 @@ class Uploads:
         except HTTPException as error:
             response = http_error_response(http.method, http.url.path, error)
         await response(scope, receive, send)
+
+    def may_read(self, http: HttpRequest, path: str) -> bool:
+        """Whether the file was uploaded by who asks for it. Pictures out of the store lie in folders that nobody
+        guesses."""
+        place = Path(os.path.normpath(path))
+        if not place.is_relative_to(self.folder) or place == self.folder:
+            return False
+        folder = place.relative_to(self.folder).parts[0]
+        return self._for_all or folder.startswith("kept-") or folder == self._folder_of(*_who(http))
 
     def sweep(self) -> None:
         """Delete what has been here for `keep_s`; what is kept of chats comes back from the store when it is needed."""
@@ -96,11 +111,10 @@ class Uploads:
         self._check_space()
         if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
             raise BadRequest("send pictures as a form, with the header Content-Type: multipart/form-data")
-        name = http.scope.get("caller", "")
-        session = http.cookies.get(_COOKIE, "")
-        is_new = not (name or _SESSION.fullmatch(session))
-        if is_new:
+        name, session = _who(http)
+        if not (name or session):
             session = secrets.token_urlsafe(16)
+        folder = self.folder / self._folder_of(name, session)
         most = self._limits
         counted = {f"login {name}": most.session_bytes} if name else {f"session {session}": most.session_bytes}
         if not name:
@@ -114,15 +128,21 @@ class Uploads:
             raise BadRequest("this upload is no form that can be read, or has too many parts; send it again") from None
         try:
             files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
-            paths = [str(await self._keep(file, counted)) for file in files]
+            if not files:
+                raise BadRequest("this upload's form comes to no end, or has no picture in it; send the picture again")
+            paths = [str(await self._keep(file, folder, counted)) for file in files]
         finally:
             await form.close()
         response = JSONResponse(paths)
-        if is_new:
-            response.set_cookie(_COOKIE, session, httponly=True, samesite="strict")
+        if not name:
+            secure = http.url.scheme == "https"
+            response.set_cookie(COOKIE, session, _COOKIE_S, secure=secure, httponly=True, samesite="strict")
         return response
 
-    async def _keep(self, file: UploadFile, counted: dict[str, int]) -> Path:
+    def _folder_of(self, name: str, session: str) -> str:
+        return hmac.digest(self._secret, f"{name}/{session}".encode(), "sha256")[:16].hex()
+
+    async def _keep(self, file: UploadFile, folder: Path, counted: dict[str, int]) -> Path:
         name = (
             _ODD.sub("_", Path((file.filename or "").replace("\\", "/")).name).strip(" .")[-_NAME_CHARS:] or "picture"
         )
@@ -138,8 +158,7 @@ class Uploads:
                     "BMP"
                 )
             kept = data if self._originals else found[0]
-            # Whoever knows a path may fetch the file, so it lies where nobody can guess.
-            path = self.folder / secrets.token_hex(32) / name
+            path = folder / secrets.token_hex(16) / name
             self._count(len(kept), counted)
             try:
                 await asyncio.to_thread(_write, path, kept)
@@ -194,6 +213,13 @@ class _Held:
 
     def is_over(self, until: float) -> bool:
         return not self.taken or self.taken[-1][0] < until
+
+
+def _who(http: HttpRequest) -> tuple[str, str]:
+    """The name that somebody logged in by, or else the secret of a browser that uploaded before."""
+    name = http.scope.get("caller", "")
+    shown = http.cookies.get(COOKIE, "")
+    return (name, "") if name else ("", shown if _SESSION.fullmatch(shown) else "")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -20,11 +20,13 @@ import psutil
 import pytest
 from gradio.routes import App
 from PIL import Image
+from starlette.responses import PlainTextResponse
 
 from llava_core.errors import Forbidden
 from serve.credentials import FOLDER
 from serve.key_ring import KeyRing, keys_file
-from serve.page.gate import PageGate
+from serve.page.gate import PageFrame, PageGate
+from serve.page.uploads import COOKIE, Uploads
 from tests.faults.lateness import Lateness
 from tests.topology import Server, Topology
 
@@ -277,7 +279,7 @@ def test_names_of_uploads_lead_nowhere(http: httpx.Client, page: Server, name: s
     assert answer.status_code < 500
     if answer.status_code == 200:
         [path] = answer.json()
-        assert re.search(r"/llava-serve-page-[^/]+/[0-9a-f]{64}/[^/]*$", path)
+        assert re.search(r"/llava-serve-page-[^/]+/[0-9a-f]{32}/[0-9a-f]{32}/[^/]*$", path)
     assert not Path("/tmp/evil.png").exists()
 
 
@@ -292,6 +294,43 @@ def test_one_persons_upload_cannot_be_guessed(http: httpx.Client):
         assert http.get(f"/gradio_api/file={folder.parent / guess / 'cat.jpg'}").status_code in (403, 404)
     assert http.get(f"/gradio_api/file={folder}").status_code in (403, 404)
     assert http.get(f"/gradio_api/file={folder.parent}").status_code in (403, 404)
+
+
+def test_another_browsers_upload_is_not_there_though_its_path_is_known(http: httpx.Client, page: Server):
+    sent = upload(http, "cat.jpg", picture(b"mine"))
+    [path] = sent.json()
+    cookie = sent.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    address = f"/gradio_api/file={path}"
+    assert http.get(address).status_code == 200
+    with httpx.Client(base_url=page.url, trust_env=False, timeout=60) as other:
+        for forged in ("", "x", "a" * 22):
+            cookies = {"Cookie": f"{COOKIE}={forged}"} if forged else {}
+            for asked in (path, path.replace("/cat", "/./cat"), f"/{path}", path.replace("/", "%2F"), f"{path}/"):
+                answer = other.get(f"/gradio_api/file={asked}", headers=cookies)
+                assert answer.status_code in (403, 404), asked
+                assert picture(b"mine")[:40] not in answer.content
+            assert other.get(address, headers=cookies).status_code == 404
+        # Who has a cookie for uploads of their own gets those, and no others'.
+        [own] = upload(other, "dog.jpg", picture(b"another")).json()
+        assert other.get(f"/gradio_api/file={own}").status_code == 200
+        assert other.get(address).status_code == 404
+        assert http.get(f"/gradio_api/file={own}").status_code == 404
+        # The same picture sent by another is another file.
+        [same] = upload(other, "cat.jpg", picture(b"mine")).json()
+        assert same != path
+        assert (other.get(address).status_code, http.get(address).status_code) == (404, 200)
+
+
+@pytest.mark.parametrize("in_frames", [False, True])
+async def test_where_browsers_keep_no_cookies_a_path_is_enough(tmp_path: Path, in_frames: bool):
+    frame = PageFrame(PlainTextResponse("a picture"), Uploads(tmp_path, for_all=in_frames), local=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(frame), base_url="http://localhost") as http:
+        found = await http.get(f"/gradio_api/file={tmp_path}/0123/cat.png")
+        assert found.status_code == (200 if in_frames else 404)
+        # Out of the store: in a folder that nobody guesses.
+        assert (await http.get(f"/gradio_api/file={tmp_path}/kept-0123/cat.png")).status_code == 200
 
 
 BOUNDARY = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nx\r\n'

@@ -158,7 +158,7 @@ async def test_names_lead_nowhere(tmp_path: Path, name: str, kept: str):
     async with browser(Uploads(tmp_path)) as http:
         [path] = (await send(http, picture(), name)).json()
     assert Path(path).name == kept
-    assert Path(path).parent.parent == tmp_path
+    assert Path(path).parent.parent.parent == tmp_path
 
 
 def login(name: str | None) -> Any:
