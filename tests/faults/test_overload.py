@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from serve.bench.report import Head
 from serve.server import listen, run_server
 from serve.worker_app import create_app
 from tests.faults.fake_engine import FakeEngine, answer_to
+from tests.faults.lateness import QUIET_MS, Lateness
 from tests.faults.rig import read, rig, until
 
 HEAD = Head("pytest", Machine("", 1, 1.0, 0.0, "", {}), "")
@@ -64,24 +66,37 @@ async def test_four_times_the_capacity_is_refused_at_once_and_what_is_taken_is_a
 @pytest.mark.parametrize("direct", [False, True], ids=["through the controller", "to a worker"])
 @pytest.mark.parametrize("images", [0, 1], ids=["no picture", "a picture each"])
 async def test_four_times_the_capacity_for_a_while_loses_nobody_who_was_taken(images: int, direct: bool):
-    """Processes of their own. The figures are for a quiet machine to hold: python -m serve.bench overload."""
-    plan = OverloadPlan(seconds=2, rounds=1, words=10, images=images, direct=direct)
-    (found,) = (await bench_overload(plan, HEAD)).rounds
-    assert found.refusal_ms is not None
-    assert found.first_ms is not None
-    assert found.late_ms is not None
-    print(
-        f"\n{found.asked} requests: {found.served} served, {found.refused} refused in {found.refusal_ms.p50:.1f} ms "
-        f"(p95 {found.refusal_ms.p95:.1f}), goodput {100 * found.goodput:.0f} %; first token of the served p95 "
-        f"{found.first_ms.p95:.0f} ms, a full queue takes {found.queue_ms:.0f} ms; the load itself was "
-        f"{found.late_ms.p95:.1f} ms late (p95)"
-    )
-    assert found.failed == 0
-    assert found.served + found.refused == found.asked
-    assert found.served > plan.running + plan.waiting
-    # Most are refused, or this was no overload; that it took a worker's time would show here.
-    assert found.refused > found.served
-    assert found.goodput > 0.5
+    """Processes of their own. Without pictures, which cost the machine that asks more than the one that refuses, two
+    rounds of at most eight have to be as on a quiet machine: in any of them something else may want the processors."""
+    strict = not images and not direct
+    plan = OverloadPlan(seconds=4, rounds=1, running=4, waiting=4, words=5)
+    if not strict:
+        plan = OverloadPlan(seconds=2, rounds=1, words=10, images=images, direct=direct)
+    good = 0
+    for _ in range(8 if strict else 1):
+        (found,) = (await bench_overload(plan, HEAD)).rounds
+        assert found.refusal_ms is not None
+        assert found.first_ms is not None
+        assert found.late_ms is not None
+        print(
+            f"\n{found.asked} requests: {found.served} served, {found.refused} refused in "
+            f"{found.refusal_ms.p50:.1f} ms (p95 {found.refusal_ms.p95:.1f}), goodput {100 * found.goodput:.0f} %; "
+            f"first token of the served p95 {found.first_ms.p95:.0f} ms, a full queue takes {found.queue_ms:.0f} ms; "
+            f"the load itself was {found.late_ms.p95:.1f} ms late (p95)"
+        )
+        assert found.failed == 0
+        assert found.served + found.refused == found.asked
+        assert found.served > plan.running + plan.waiting
+        # Most are refused, or this was no overload; that it took a worker's time would show here.
+        assert found.refused > found.served
+        assert strict or found.goodput > 0.5
+        late = max(1.0, found.late_ms.p95 / QUIET_MS)
+        # Answers end in waves of as many as run at once, of which one more or less may fall into the time that counts.
+        wave = plan.running / (found.capacity * plan.seconds)
+        good += (found.goodput + wave) * late >= 0.95 and found.refusal_ms.p50 < 50 * late
+        if good == 2:
+            break
+    assert good == 2 or not strict
 
 
 async def test_who_finds_no_place_is_told_before_the_body_is_read():
@@ -130,43 +145,51 @@ async def test_a_large_body_that_is_refused_unread_does_not_cost_its_sender_the_
         assert (await busy).text == answer_to(HELLO)
 
 
+ANSWER = 12
 PLACES: dict[str, Callable[[FakeEngine], bool]] = {
     "queue": lambda engine: engine.waiting == 1,
     "prefill": lambda engine: engine.running == 1 and engine.prefilled == 1,
     "decode": lambda engine: engine.computed >= 2,
+    "last token": lambda engine: engine.computed >= ANSWER - 1,
 }
 
 
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_reader_who_leaves_frees_the_place_through_every_hop(place: str):
-    engine = FakeEngine(capacity=1, delay_s=0.01, first_s=5 if place == "prefill" else 0)
+    """Five times, and as a rule within a step of the engine and a tenth of a second."""
+    engine = FakeEngine(capacity=1, delay_s=STEP_S, first_s=5 if place == "prefill" else 0)
+    took: list[float] = []
+
+    async def ask(http: httpx.AsyncClient, url: str) -> None:
+        async with http.stream("POST", f"{url}/v1/chat/completions", json={**BODY, "max_tokens": ANSWER}) as answer:
+            async for _ in answer.aiter_bytes():
+                pass
+
     async with rig([engine]) as there, httpx.AsyncClient(trust_env=False, timeout=30) as http:
-        other = None
-        if place == "queue":
-            engine.hold.clear()
-            other = asyncio.create_task(read(there.client, HELLO))
-            await until(lambda: engine.running == 1)
-
-        async def ask() -> None:
-            async with http.stream("POST", f"{there.url}/v1/chat/completions", json=BODY) as answer:
-                async for _ in answer.aiter_bytes():
-                    pass
-
-        asking = asyncio.create_task(ask())
-        await until(lambda: PLACES[place](engine))
-        asking.cancel()
-        if other is None:
-            took = await until(lambda: engine.running == 0)
-            computed = engine.computed
-            await asyncio.sleep(0.05)
-            assert engine.computed == computed
-        else:
-            took = await until(lambda: engine.waiting == 0)
-            engine.hold.set()
-            assert (await other).text == answer_to(HELLO)
-            assert engine.prefilled == 1
-    print(f"\na reader who left in the {place} was let go of after {took * 1000:.0f} ms, through gateway and worker")
-    assert took < 2
+        with Lateness() as late:
+            for _ in range(5):
+                engine.computed = engine.prefilled = 0
+                other = None
+                if place == "queue":
+                    engine.hold.clear()
+                    other = asyncio.create_task(read(there.client, HELLO))
+                    await until(lambda: engine.running == 1)
+                asking = asyncio.create_task(ask(http, there.url))
+                await until(lambda: PLACES[place](engine))
+                asking.cancel()
+                if other is None:
+                    took.append(await until(lambda: engine.running == 0))
+                    computed = engine.computed
+                    await asyncio.sleep(3 * STEP_S)
+                    assert engine.computed == computed
+                else:
+                    took.append(await until(lambda: engine.waiting == 0))
+                    engine.hold.set()
+                    assert (await other).text == answer_to(HELLO)
+                    assert engine.prefilled == 1
+    told = ", ".join(f"{1000 * each:.0f}" for each in took)
+    print(f"\na reader who left in the {place} was let go of after {told} ms, through gateway and worker; {late}")
+    assert statistics.median(took) <= STEP_S + late.allows(0.1)
 
 
 async def test_a_full_worker_is_no_reason_to_refuse_while_another_has_room():
