@@ -206,7 +206,7 @@ class ChatList {
     this.ask(button, `Delete “${chat.title}”?`, "It is deleted from the server for good, with its pictures and ratings.", "Delete", async () => {
       const done = await this.tend({ do: "delete", id: chat.id });
       if (done.error) return;
-      if (chat.id === this.open) viewOf("chat").enter([makeSecret()]);
+      leaveChats([chat.id]);
       toast("The chat was deleted.");
       this.search.focus({ preventScroll: true });
     });
@@ -216,7 +216,7 @@ class ChatList {
     this.ask(button, "Delete all your chats?", "Every chat of this browser is deleted from the server for good.", "Delete all", async () => {
       const done = await this.tend({ do: "delete all" });
       if (done.error) return;
-      for (const view of Object.values(views)) view.enter(view.panes.map(() => makeSecret()));
+      leaveChats();
       toast("All your chats were deleted.");
     });
   }

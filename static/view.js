@@ -113,6 +113,17 @@ class View {
     this.markEdited();
   }
 
+  // Chats that were deleted, or all of them, are not shown any more, nor brought back.
+  leave(gone) {
+    if (!gone || this.left.some((secret) => gone.includes(secret))) this.left = [];
+    if (!gone) return void this.enter(this.panes.map(() => makeSecret()));
+    const shown = this.made.filter(({ secret }) => gone.includes(secret));
+    if (!shown.length) return;
+    this.editing = null;
+    for (const pane of shown) pane.show(makeSecret());
+    this.markEdited();
+  }
+
   restore() {
     if (this.left.length) {
       const back = this.left;
@@ -158,6 +169,14 @@ neighbours?.addEventListener("message", ({ data }) => {
   if (data.ask) neighbours.postMessage({ secret: data.secret, tab: tabId, mine: true });
   else if (data.mine && taken.asked) taken.lose();
 });
+
+// Deleted chats, all without a list of them, are left by whichever tab of the page and of the browser shows them.
+function leaveChats(gone = null, tell = true) {
+  for (const view of Object.values(views)) view.leave(gone);
+  if (tell) neighbours?.postMessage({ gone });
+}
+
+neighbours?.addEventListener("message", ({ data }) => data.gone !== undefined && leaveChats(data.gone, false));
 
 function claimSecret(secret, lose) {
   const claim = { asked: true, lose };

@@ -104,6 +104,24 @@ def test_a_chat_is_deleted_only_after_asking_and_then_for_good(desk: Desk) -> No
     expect(rows(desk)).to_have_text(re.compile("to keep"))
 
 
+def test_a_deleted_chat_is_gone_from_every_place_that_shows_it(desk: Desk) -> None:
+    desk.turn_to("Compare")
+    desk.ask("compared")
+    desk.turn_to("Chat")
+    another = desk.page.context.new_page()  # of the same browser
+    another.goto(desk.url)
+    another.locator(".ls-chat-open").first.click()
+    expect(another.locator(".ls-view-chat .ls-turn")).to_have_count(1)
+    for left in (1, 0):  # each column is a chat of its own
+        row(desk, "compared").first.locator(".ls-chat-open").focus()
+        desk.page.keyboard.press("Delete")
+        desk.page.locator(".ls-asking").get_by_role("button", name="Delete").click()
+        expect(rows(desk)).to_have_count(left)
+    expect(another.locator(".ls-view-chat .ls-turn")).to_have_count(0)
+    desk.turn_to("Compare")
+    expect(desk.turns).to_have_count(0)
+
+
 def test_all_chats_can_be_deleted_from_where_the_page_says_what_is_kept(desk: Desk) -> None:
     begin(desk, "one", "two")
     desk.button("What is kept?").click()
