@@ -72,6 +72,9 @@ class ArenaPane extends Pane {
     return super.show(secret);
   }
 
+  // Both sides are asked with the composer's settings, always.
+  adopt() {}
+
   draw() {
     super.draw();
     const told = this.view.battle.voted;

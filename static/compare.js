@@ -161,7 +161,6 @@ class ComparePane extends Pane {
     this.differs = el("div.ls-differs", { hidden: true, tabindex: "-1" });
     super.build();
     this.list.after(this.differs, this.swap);
-    this.own = JSON.parse(stored("tab", this.ownKey) ?? "null");
     this.showOwn();
   }
 
@@ -214,20 +213,10 @@ class ComparePane extends Pane {
 
   // settings -----------------------------------------------------------------------------------------------------------
 
-  get ownKey() {
-    return `settings-${this.view.name}-${this.side}`;
-  }
-
   parameters(asOthers = false) {
     const chosen = this.own ?? settings;
     const failed = this.data.turns.at(-1)?.answer.state === "failed";
     return { ...chosen, seed: chosen.seed || settings.seed || (asOthers || failed ? this.view.seed : "") };
-  }
-
-  setOwn(own) {
-    this.own = own;
-    stored("tab", this.ownKey, own && JSON.stringify(own));
-    this.showOwn();
   }
 
   showOwn() {

@@ -31,7 +31,7 @@ class Composer {
     this.undoButton = iconButton("undo", "Undo the last turn", () => this.view.undo());
     this.clearButton = el("button.ls-button.ls-new", { type: "button", title: "New chat", "aria-label": "New chat", onclick: () => this.view.clear() },
       icon("fresh"), el("span", {}, "New chat"));
-    this.settingsButton = iconButton("sliders", "Settings", () => popover(this.settingsButton, () => settingsPanel(), ".ls-settings-popover"),
+    this.settingsButton = iconButton("sliders", "Settings", () => popover(this.settingsButton, () => this.settingsBox(), ".ls-settings-popover"),
       { "aria-haspopup": "dialog", "aria-expanded": "false" });
     this.keptButton = el("button.ls-text-button", { type: "button", onclick: () => popover(this.keptButton, () => this.whatIsKept(), ".ls-kept") }, "What is kept?");
     this.box = el("div.ls-box", {}, this.shelf, this.hints, this.text,
@@ -146,6 +146,27 @@ class Composer {
     this.text.style.height = `${Math.min(this.text.scrollHeight, window.innerHeight * 0.38)}px`;
   }
 
+  // settings ---------------------------------------------------------------------------------------------------
+
+  // The only chat here, where it has settings of its own.
+  get chatWithOwn() {
+    return this.view.made.length === 1 && this.view.made[0].own ? this.view.made[0] : null;
+  }
+
+  settingsBox() {
+    const box = el("div");
+    const draw = () => {
+      const chat = this.chatWithOwn;
+      if (!chat) return void box.replaceChildren(settingsPanel());
+      const back = el("button.ls-text-button", {
+        type: "button", title: "Go on with the settings that new chats begin with", onclick: () => { chat.setOwn(null); draw(); box.querySelector("button").focus(); },
+      }, "As in new chats");
+      box.replaceChildren(settingsPanel({ values: chat.own, keep: (own) => chat.setOwn(own), seed: "random", title: "Settings of this chat", back }));
+    };
+    draw();
+    return box;
+  }
+
   // pictures ---------------------------------------------------------------------------------------------------
 
   add(files) {
@@ -206,7 +227,7 @@ class Composer {
     }
     this.sendButton.disabled = !running && (this.isEmpty || this.waiting || !this.canAsk);
     this.undoButton.hidden = this.clearButton.hidden = !view.turns.length;
-    this.settingsButton.classList.toggle("ls-changed", settingsAreChanged());
+    this.settingsButton.classList.toggle("ls-changed", settingsDiffer(this.chatWithOwn?.own ?? settings));
     this.drawBar();
     this.drawStrip();
     this.drawHints();

@@ -13,6 +13,7 @@ class Pane {
     this.view = viewOf(root.dataset.view);
     this.data = EMPTY;
     this.pending = null; // a question that is on its way to the server
+    this.own = JSON.parse(stored("tab", this.ownKey) ?? "null"); // settings that are not the composer's
     this.build();
     this.view.add(this);
     watchOffer(server, () => { this.picker.update(); this.draw(); this.view.refresh(); });
@@ -53,7 +54,21 @@ class Pane {
 
   // What answers are drawn with.
   parameters() {
-    return { ...settings };
+    return { ...(this.own ?? settings) };
+  }
+
+  get ownKey() {
+    return `settings-${this.view.name}-${this.side}`;
+  }
+
+  setOwn(own) {
+    this.own = own;
+    stored("tab", this.ownKey, own && JSON.stringify(own));
+    this.showOwn();
+  }
+
+  showOwn() {
+    this.view.refresh();
   }
 
   enter(secret) {
@@ -68,6 +83,7 @@ class Pane {
     ownSecrets.delete(this.secret);
     ownSecrets.set(secret, { asked: false });
     this.secret = secret;
+    if (this.own?.adopted) this.setOwn(null); // which came with the chat that is left
     this.data = EMPTY;
     this.pending = null;
     this.sticky = true;
@@ -167,11 +183,17 @@ class Pane {
     if (this.sticky) this.toEnd();
   }
 
-  // A chat that was opened again goes on with the model it was held with.
+  // A chat that was opened again goes on with the model it was held with, its system prompt and its parameters.
   arrive() {
     this.arriving = false;
     const model = this.data.turns.at(-1)?.answer.model;
+    if (model) this.adopt(this.data.settings);
     if (model && offer.models.some(({ name }) => name === model)) this.picker.choose(model);
+  }
+
+  adopt(kept) {
+    const own = settingsFrom(kept, settings);
+    this.setOwn(settingsDiffer(own, settings) ? { ...own, adopted: true } : null);
   }
 
   shownTurns() {

@@ -13,21 +13,25 @@ const settingsListeners = new Set();
 
 function readSettings() {
   try {
-    const kept = JSON.parse(stored("browser", "settings") ?? "{}");
-    const read = { ...SETTING_START };
-    for (const field of SETTING_FIELDS) {
-      const value = Number(kept[field.key]);
-      if (kept[field.key] !== undefined && value >= field.min && value <= field.max) read[field.key] = value;
-    }
-    for (const key of ["seed", "system"]) if (typeof kept[key] === "string") read[key] = kept[key];
-    return read;
+    return settingsFrom(JSON.parse(stored("browser", "settings") ?? "{}"));
   } catch {
     return { ...SETTING_START };
   }
 }
 
-function settingsAreChanged() {
-  return Object.keys(SETTING_START).some((key) => settings[key] !== SETTING_START[key]);
+// What was kept, as far as it can be set here, else as `otherwise` has it.
+function settingsFrom(kept, otherwise = SETTING_START) {
+  const read = { ...otherwise };
+  for (const { key, min, max } of SETTING_FIELDS) {
+    const value = Number(kept[key] ?? NaN);
+    if (value >= min && value <= max) read[key] = value;
+  }
+  for (const key of ["seed", "system"]) if (typeof kept[key] === "string") read[key] = kept[key];
+  return read;
+}
+
+function settingsDiffer(some, others = SETTING_START) {
+  return Object.keys(SETTING_START).some((key) => some[key] !== others[key]);
 }
 
 // The composer's, which this browser remembers.
@@ -41,13 +45,13 @@ const sharedSettings = {
   title: "Settings",
 };
 
-// `box` holds values, is told when they change, and says what an empty seed means.
+// `box` holds values, is told when they change, and says what an empty seed means; `back` leads out of it, where it can.
 function settingsPanel(box = sharedSettings) {
   const set = (key, value) => { box.values[key] = value; box.keep(box.values); };
   const panel = el("form.ls-settings", { onsubmit: (event) => event.preventDefault() });
   const draw = () => panel.replaceChildren(
     box.title && el("header", {}, el("h2", {}, box.title),
-      el("button.ls-text-button", {
+      box.back ?? el("button.ls-text-button", {
         type: "button",
         onclick: () => { for (const key in SETTING_START) set(key, SETTING_START[key]); draw(); },
       }, "Reset")) || "",

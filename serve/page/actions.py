@@ -24,7 +24,7 @@ from serve.page.bring_in import read_chat
 from serve.page.feedback import Feedback
 from serve.page.history import Found, History, owner_of, pictures_of
 from serve.page.pictures import PictureDesk
-from serve.page.room import Place, Room, RoomTimings, Settings
+from serve.page.room import Place, Room, RoomTimings, Settings, chosen_in, settings_of
 from serve.page.session import Chat, Rating
 from serve.page.source import AnswerSource
 from serve.page.view import Drawer
@@ -177,7 +177,7 @@ class Rooms:
             self.history.note(secret, owner, place, chat, settings.system, found.whole)
 
         room = Room(self._source, self._pictures, owner[:16], self._timings, self._clock, found.chat, keep)
-        room.settings = replace(room.settings, system=found.system)
+        room.settings = settings_of(found.chat, found.system)
         return _Held(room, owner)
 
     def _forget_the_longest_unused(self, keep: str) -> None:
@@ -274,7 +274,8 @@ def read_owner(message: Message) -> str:
 def _view(message: Message, held: _Held, chat: Chat) -> dict[str, Any]:
     """`born` tells the browser when a room is not the one it knew: after a restart, or when it was forgotten."""
     room = held.room
-    return {"room": message["room"], "born": room.born, **held.drawer.view(chat, room.revision)}
+    settings = {**chosen_in(chat), "system": room.settings.system}
+    return {"room": message["room"], "born": room.born, **held.drawer.view(chat, room.revision), "settings": settings}
 
 
 def _updated(chat: Chat, answer: str, changes: dict[str, Any]) -> Chat:

@@ -221,9 +221,9 @@ def _parameters(given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         return {}
     row = cast("Mapping[str, Any]", given)
-    kept = {
-        name: row[name] for name in ("temperature", "top_p", "max_tokens") if isinstance(row.get(name), int | float)
-    }
+    kept = {name: row[name] for name in ("temperature", "top_p") if isinstance(row.get(name), int | float)}
+    if isinstance(row.get("max_tokens"), int):
+        kept["max_tokens"] = row["max_tokens"]
     seed, system = row.get("seed"), row.get("system")
     if isinstance(seed, int) and -(1 << 63) <= seed < 1 << 63:
         kept["seed"] = seed

@@ -332,6 +332,20 @@ def _parameters(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if value not in (None, "")}
 
 
+def chosen_in(chat: Chat) -> dict[str, Any]:
+    """What the last answer of the chat was drawn with, as far as it is known; not its seed, which is for it alone."""
+    kept = chat.turns[-1].answer.parameters if chat.turns else {}
+    return {name: kept[name] for name in ("temperature", "top_p", "max_tokens") if name in kept}
+
+
+def settings_of(chat: Chat, system: str) -> Settings:
+    """What a chat that was kept, or came out of a file, is gone on with."""
+    try:
+        return Settings(system, Sampling(**chosen_in(chat)))
+    except LlavaError:
+        return Settings(system)
+
+
 def _unforeseen(request_id: str) -> Notice:
     return Notice(
         "EngineFailure",

@@ -60,6 +60,37 @@ def test_chats_are_listed_opened_and_gone_on_with(desk: Desk, tmp_path: Path) ->
     expect(rows(desk)).to_have_count(2)
 
 
+def ask_with(desk: Desk, system: str) -> None:
+    desk.button("Settings").click()
+    desk.page.get_by_role("textbox", name="System prompt").fill(system)
+    desk.page.keyboard.press("Escape")
+
+
+def test_a_chat_goes_on_with_its_own_system_prompt_and_a_new_one_with_the_composers(desk: Desk) -> None:
+    ask_with(desk, "Be brief.")
+    desk.ask("older")
+    ask_with(desk, "Be kind.")
+    desk.button("New chat").click()
+    begin(desk, "newer")
+    for title, system in (("older", "Be brief."), ("newer", "Be kind.")):
+        row(desk, title).click()
+        expect(desk.turns.first).to_contain_text(title)
+        desk.ask("And now?")
+        expect(desk.answer).to_contain_text(f"System prompt: {system}")
+    row(desk, "older").click()
+    expect(desk.turns.first).to_contain_text("older")
+    desk.page.reload()
+    desk.button("Settings").click()
+    expect(desk.page.get_by_role("textbox", name="System prompt")).to_have_value("Be brief.")
+    desk.page.get_by_role("button", name="As in new chats").click()
+    expect(desk.page.get_by_role("textbox", name="System prompt")).to_have_value("Be kind.")
+    desk.page.keyboard.press("Escape")
+    row(desk, "older").click()
+    desk.button("New chat").click()
+    desk.ask("newest")
+    expect(desk.answer).to_contain_text("System prompt: Be kind.")
+
+
 def test_other_browsers_see_other_lists(new_desk: NewDesk) -> None:
     mine, yours = new_desk(), new_desk()
     begin(mine, "my secret")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from os import remove
@@ -14,7 +15,7 @@ import pytest
 
 from llava_core.config import StoreLimits
 from llava_core.engines.echo import EchoEngine
-from llava_core.errors import Unauthorized
+from llava_core.errors import Unauthorized, WorkerLost
 from serve.page.actions import Rooms
 from serve.page.feedback import Feedback
 from serve.page.history import History, HistoryTrouble, owner_of
@@ -107,6 +108,36 @@ async def test_branches_ratings_and_the_system_prompt_are_there_after_a_restart(
     assert view["turns"][0]["text"] == "one"
     await act(second, "undo", ROOM, owner=ME)
     assert second._rooms[ROOM].room.settings.system == "Be brief."
+
+
+async def test_a_chat_is_told_with_what_it_was_asked_with_and_goes_on_so_after_a_restart(start: Start) -> None:
+    settings = {"system": "Be brief.", "temperature": 0.0, "top_p": 0.5, "max_tokens": 640, "seed": "3"}
+    kept = {"system": "Be brief.", "temperature": 0.0, "top_p": 0.5, "max_tokens": 640}
+    source = ToldSource()
+    first = await start(source)
+    source.say("half")
+    source.fail(WorkerLost("it went"))
+    view = await act(first, "ask", ROOM, owner=ME, text="one", model="told", settings=settings)
+    assert view["settings"] == kept
+    first.history.close()
+
+    source = ToldSource()
+    second = await start(source)
+    assert (await act(second, "open", ROOM, owner=ME))["settings"] == kept
+    source.end()
+    await act(second, "resume", ROOM, owner=ME)
+    sampling = source.requests[-1].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed) == (0.0, 0.5, 640, None)
+
+
+async def test_a_chat_whose_parameters_make_no_sense_is_opened_all_the_same(start: Start) -> None:
+    rooms = await start()
+    answer = {"model": "echo", "text": "yes", "parameters": {"temperature": -3}}
+    turn = {"question": "one", "answers": [answer]}
+    text = json.dumps({"format": "llava-serve-chat/1", "system": "Be brief.", "turns": [turn]})
+    await rooms.bring_in(ROOM, owner_of(ME), "chat.json", text)
+    assert (await act(rooms, "open", ROOM, owner=ME))["settings"] == {"system": "Be brief.", "temperature": -3}
+    assert (await act(rooms, "resume", ROOM, owner=ME))["turns"][0]["answer"]["state"] == "done"
 
 
 async def test_what_came_before_the_end_is_there_and_marked_as_cut_off(start: Start) -> None:
