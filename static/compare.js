@@ -11,6 +11,8 @@ class CompareView extends ColumnsView {
     const kept = (stored("tab", "columns") ?? "").split(",").filter((side) => COMPARE_SIDES.includes(side));
     this.order = kept.length > 1 ? [...new Set(kept)] : COMPARE_SIDES.slice(0, 2);
     this.seed = stored("tab", "compare-seed") ?? "";
+    this.comparison = keptSecret("comparison"); // its columns are kept as one entry of the list
+    claimSecret(this.comparison, () => this.compare(makeSecret()));
     this.together = stored("browser", "scroll-together") !== "off";
     this.differences = new Differences(this);
     this.scales = "";
@@ -49,6 +51,53 @@ class CompareView extends ColumnsView {
     super.send(text, pictures);
   }
 
+  // other comparisons ------------------------------------------------------------------------------------------------
+
+  compare(comparison) {
+    ownSecrets.delete(this.comparison);
+    ownSecrets.set(comparison, { asked: false });
+    this.comparison = comparison;
+    stored("tab", "comparison", comparison);
+  }
+
+  enter(secrets) {
+    this.compare(makeSecret());
+    super.enter(secrets);
+  }
+
+  // One that was left, or is kept, with all its columns; some or all of their panes may not be there yet.
+  reopen(comparison, secrets) {
+    this.left = [];
+    this.editing = null;
+    this.compare(comparison);
+    this.keep(COMPARE_SIDES.slice(0, Math.max(2, secrets.length)));
+    this.order.forEach((side, place) => {
+      const secret = secrets[place] ?? makeSecret();
+      const pane = this.made.find((each) => each.side === side);
+      if (pane) return void pane.show(secret);
+      stored("tab", `room-${this.name}-${side}`, secret);
+      this.awaited.add(side);
+    });
+    this.arrange();
+    this.markEdited();
+  }
+
+  clear() {
+    const { comparison } = this;
+    super.clear();
+    this.before = comparison;
+  }
+
+  restore() {
+    if (this.left.length) this.reopen(this.before, this.left);
+    else super.restore();
+  }
+
+  leave(gone) {
+    if (gone?.some((secret) => this.panes.some((pane) => pane.secret === secret))) this.compare(makeSecret());
+    super.leave(gone);
+  }
+
   // columns that come and go -----------------------------------------------------------------------------------------
 
   open() {
@@ -70,6 +119,7 @@ class CompareView extends ColumnsView {
     if (this.order.length <= 2) return;
     if (pane.running) pane.act({ do: "stop" });
     pane.joining = false;
+    if (pane.data.turns.length) pane.act({ do: "part" }).then(() => chatList?.soon());
     this.keep(this.order.filter((side) => side !== pane.side));
     this.arrange();
     this.refresh();
@@ -186,6 +236,15 @@ class ComparePane extends Pane {
 
   get running() {
     return super.running || Boolean(this.joining);
+  }
+
+  addressed(message) {
+    return { ...super.addressed(message), comparison: this.view.comparison, slot: this.place };
+  }
+
+  show(secret) {
+    this.joining = false;
+    super.show(secret);
   }
 
   take(value) {

@@ -119,17 +119,24 @@ class ChatList {
 
   row(chat) {
     const here = chat.id === this.open;
-    const about = [chat.place !== "chat" && chat.place, chat.models.join(", ")].filter(Boolean).join(" · ");
+    const columns = chat.columns.length;
+    const about = [columns ? `compare, ${columns} ${columns === 1 ? "column" : "columns"}` : chat.place !== "chat" && chat.place, chat.models.join(", ")].filter(Boolean).join(" · ");
     const more = iconButton("more", `What to do with “${chat.title}”`, () => popover(more, (close) => this.menu(chat, more, close), ".ls-menu"),
       { className: ".ls-chat-more", "aria-haspopup": "dialog", "aria-expanded": "false" });
     return el("li.ls-chat-item", { data: { id: chat.id } },
       el("button.ls-chat-open", { type: "button", title: chat.title, "aria-current": here ? "true" : null, onclick: () => this.enter(chat) },
         el("span.ls-chat-title", {}, chat.title),
-        el("small", {}, chat.running && el("i.ls-chat-running", { title: "Answering" }), chat.shared && icon("link"), chat.pictures > 0 && icon("picture"), chat.found || about)),
+        el("small", {}, chat.running && el("i.ls-chat-running", { title: "Answering" }), (chat.shared || chat.columns.some(({ shared }) => shared)) && icon("link"), chat.pictures > 0 && icon("picture"), chat.found || about)),
       more);
   }
 
   enter(chat) {
+    const tab = chat.columns?.length && document.getElementById("ls-tab-compare-button");
+    if (tab) {
+      if (chat.id !== views.compare.comparison) views.compare.reopen(chat.id, chat.columns.map(({ id }) => id));
+      tab.click();
+      return void this.leave();
+    }
     if (chat.id !== this.open) {
       viewOf("chat").left = [];
       viewOf("chat").enter([chat.id]);
@@ -170,7 +177,8 @@ class ChatList {
     const item = (name, label, act, kind = "") => el(`button${kind}`, { type: "button", onclick: () => { close(); act(); } }, el("span", {}, icon(name), label));
     return el("div", {},
       item("edit", "Rename", () => this.rename(chat)),
-      item("link", "Share…", () => this.sharing(chat, more)),
+      chat.columns.length ? chat.columns.map((column, place) => item("link", `Share ${COLUMN_LETTERS[place]}, ${column.models.join(", ")}…`, () => this.sharing(column, more)))
+        : item("link", "Share…", () => this.sharing(chat, more)),
       item("trash", "Delete…", () => this.askToDelete(chat, more), ".ls-danger"));
   }
 
@@ -203,11 +211,12 @@ class ChatList {
   }
 
   askToDelete(chat, button) {
-    this.ask(button, `Delete “${chat.title}”?`, "It is deleted from the server for good, with its pictures and ratings.", "Delete", async () => {
+    const compared = chat.columns.length > 0;
+    this.ask(button, `Delete “${chat.title}”?`, `It is deleted from the server for good, with its ${compared ? "columns, " : ""}pictures and ratings.`, "Delete", async () => {
       const done = await this.tend({ do: "delete", id: chat.id });
       if (done.error) return;
-      leaveChats([chat.id]);
-      toast("The chat was deleted.");
+      leaveChats(done.gone);
+      toast(`The ${compared ? "comparison" : "chat"} was deleted.`);
       this.search.focus({ preventScroll: true });
     });
   }

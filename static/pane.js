@@ -73,7 +73,9 @@ class Pane {
 
   enter(secret) {
     this.secret = secret;
-    claimSecret(secret, () => this.show(makeSecret()));
+    this.arriving = this.view.awaited.delete(this.side);
+    if (this.arriving) ownSecrets.set(secret, { asked: false }); // other tabs may show it as well
+    else claimSecret(secret, () => this.show(makeSecret()));
     this.follow({ do: "open" });
   }
 

@@ -15,6 +15,7 @@ class View {
     this.editing = null; // the index of the question that is being rewritten
     this.taken = "";
     this.left = []; // the rooms of the chats that a new one was begun instead of
+    this.awaited = new Set(); // the sides of panes that are there once the tab is looked at, and find a chat then
   }
 
   // The panes that are asked.

@@ -11,18 +11,19 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
+from llava_core.config import CompareLimits
 from llava_core.errors import BadImage, BadRequest, LlavaError, Unauthorized
 from llava_core.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Sampling
 from serve.page import export, session
 from serve.page.bring_in import read_chat
 from serve.page.feedback import Feedback
-from serve.page.history import Found, History, owner_of, pictures_of
+from serve.page.history import Found, History, HistoryTrouble, owner_of, pictures_of
 from serve.page.pictures import PictureDesk
 from serve.page.room import Place, Room, RoomTimings, Settings, chosen_in, settings_of
 from serve.page.session import Chat, Rating
@@ -32,6 +33,7 @@ from serve.page.view import Drawer
 _SECRET = re.compile(r"[A-Za-z0-9_-]{20,80}")
 _LONGEST_QUESTION = 200_000
 _NEED_PICTURES = ("open", "ask", "edit", "retry", "resume")
+_ASKING = ("ask", "edit", "retry", "resume", "join")
 
 Message = Mapping[str, Any]
 
@@ -42,6 +44,9 @@ class _Held:
 
     room: Room
     owner: str
+    comparison: str | None = None
+    """Which it is a column of, and which column."""
+    slot: int | None = None
     drawer: Drawer = field(default_factory=Drawer)
 
 
@@ -72,7 +77,12 @@ class Rooms:
     async def tell(self, message: Message, place: Place = nullcontext) -> dict[str, Any]:
         """Do what the message says and show the room as it is then. `place` is taken for an answer that begins."""
         held = await self._held(message)
-        await self._do(held.room, message, place)
+        if message.get("do") in _ASKING:
+            _stand(held, message)
+        if message.get("do") == "part":
+            await self._part(held, message)
+        else:
+            await self._do(held.room, message, place)
         return _view(message, held, held.room.chat)
 
     async def follow(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
@@ -124,10 +134,10 @@ class Rooms:
         await self._feedback.forget(secrets, owner)
 
     async def drop(self, owner: str, secrets: Iterable[str] | None = None) -> None:
-        """Forget these rooms of the owner, or all of them, and end what is on its way there."""
+        """Forget these rooms of the owner, columns of these comparisons, or all, and end what is on its way there."""
         wanted = set(self._rooms if secrets is None else secrets)
         for secret, held in list(self._rooms.items()):
-            if secret in wanted and held.owner == owner:
+            if (secret in wanted or held.comparison in wanted) and held.owner == owner:
                 held.room.keep_nothing()
                 await held.room.aclose()
                 self._rooms.pop(secret, None)
@@ -174,11 +184,13 @@ class Rooms:
         found = found or Found(Chat())
 
         def keep(chat: Chat, settings: Settings) -> None:
-            self.history.note(secret, owner, place, chat, settings.system, found.whole)
+            state = Found(chat, settings.system, found.whole, held.comparison, held.slot)
+            self.history.note(secret, owner, place, state)
 
         room = Room(self._source, self._pictures, owner[:16], self._timings, self._clock, found.chat, keep)
         room.settings = settings_of(found.chat, found.system)
-        return _Held(room, owner)
+        held = _Held(room, owner, found.comparison, found.slot)
+        return held
 
     def _forget_the_longest_unused(self, keep: str) -> None:
         for secret, held in list(self._rooms.items()):
@@ -220,6 +232,12 @@ class Rooms:
                 await self._rate(room, message)
             case other:
                 raise BadRequest(f"the page does not know how to {other!r}; reload it")
+
+    async def _part(self, held: _Held, message: Message) -> None:
+        """The column was closed: it goes on as a chat of its own."""
+        held.comparison = held.slot = None
+        with suppress(HistoryTrouble):  # what is kept of it says so when it is written next
+            await self.history.part(str(message["room"]), held.owner)
 
     async def _question(self, room: Room, message: Message, place: Place) -> None:
         text, model = str(message.get("text") or "").strip(), str(message.get("model") or "")
@@ -263,6 +281,13 @@ class Rooms:
         if found:
             secret = str(message["room"])
             await self._feedback.keep(secret, read_owner(message) or owner_of(secret), room.chat, *found)
+
+
+def _stand(held: _Held, message: Message) -> None:
+    """A chat is a column of the comparison that it was asked in last."""
+    comparison, slot = str(message.get("comparison") or ""), message.get("slot")
+    if _SECRET.fullmatch(comparison) and isinstance(slot, int) and 0 <= slot < CompareLimits().columns:
+        held.comparison, held.slot = comparison, slot
 
 
 def read_owner(message: Message) -> str:

@@ -25,6 +25,7 @@ from serve.page.tree import messages_of, title_of, turns_of
 from serve.store import conversations, removing
 from serve.store.images import StoredImage, fetch_image
 from serve.store.keeper import Keeper, StoreTrouble
+from serve.store.listing import listed
 from serve.store.records import KeptChat, KeptPicture, Listed, Shared
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,16 @@ class HistoryTrouble(LlavaError):
 
 @dataclass(frozen=True)
 class Found:
-    """A chat as it was kept. `whole` False: it could not be read, and what is asked now is added to it."""
+    """A chat as it was kept. `whole` False: it could not be read, and what is asked now is added to it.
+
+    A column of a comparison has its number, and its place there.
+    """
 
     chat: Chat
     system: str = ""
     whole: bool = True
+    comparison: str | None = None
+    slot: int | None = None
 
 
 class History:
@@ -92,10 +98,10 @@ class History:
         state = self._keeper.state
         return {"on": True, "trouble": state.trouble, "unsaved": state.unsaved, "given_up": state.given_up}
 
-    def note(self, id: str, owner: str, place: str, chat: Chat, system: str, whole: bool) -> None:
+    def note(self, id: str, owner: str, place: str, found: Found) -> None:
         """Keep this state of the chat. It costs nothing here: the keeper makes rows of it in its own thread."""
         if self._keeper:
-            self._keeper.note(id, lambda: _kept(id, owner, place, chat, system, whole))
+            self._keeper.note(id, lambda: _kept(id, owner, place, found))
 
     async def load(self, id: str, owner: str) -> Found | None:
         """The chat as it was kept; None for one that is new. Raises Unauthorized for somebody else's."""
@@ -118,7 +124,7 @@ class History:
         self._keeper.remember(id, kept.messages)
         chat = Chat(turns_of(kept.messages, self._picture), kept.serial)
         await self.bring_back(pictures_of(chat))
-        return Found(chat, kept.system)
+        return Found(chat, kept.system, comparison=kept.comparison, slot=kept.slot)
 
     async def bring_back(self, pictures: tuple[Picture, ...]) -> None:
         """Pictures whose files have gone, the upload folder is emptied now and then, are put back from the store."""
@@ -141,15 +147,21 @@ class History:
             return ()
         await self._do(lambda _: None)  # what was said up to now is written first
         most = self._limits.max_listed
-        return await self._read(lambda connection: conversations.listed(connection, owner, query[:200], most))
+        return await self._read(lambda connection: listed(connection, owner, query[:200], most))
 
     async def rename(self, id: str, owner: str, title: str) -> bool:
         return await self._do(lambda connection: conversations.rename(connection, id, owner, title))
 
-    async def delete(self, id: str, owner: str) -> bool:
-        if self._keeper:
-            self._keeper.forget(id)
-        return await self._do(lambda connection: conversations.remove(connection, id, owner))
+    async def part(self, id: str, owner: str) -> None:
+        """The chat is a column of no comparison any more."""
+        await self._do(lambda connection: conversations.part(connection, id, owner))
+
+    async def delete(self, id: str, owner: str) -> tuple[str, ...]:
+        """A chat, or a comparison with all its columns. Which chats those were."""
+        gone = await self._do(lambda connection: conversations.remove(connection, id, owner))
+        for chat in gone:
+            self._on().forget(chat)
+        return gone
 
     async def delete_all(self, owner: str) -> tuple[str, ...]:
         """Chats, and what stands with the owner's votes. Which chats those were."""
@@ -217,8 +229,20 @@ def _gone(paths: tuple[str, ...]) -> list[str]:
     return [path for path in paths if not Path(path).exists()]
 
 
-def _kept(id: str, owner: str, place: str, chat: Chat, system: str, whole: bool) -> KeptChat:
-    return KeptChat(id, owner, title_of(chat.turns), place, system, chat.serial, messages_of(chat.turns), whole)
+def _kept(id: str, owner: str, place: str, found: Found) -> KeptChat:
+    chat = found.chat
+    return KeptChat(
+        id,
+        owner,
+        title_of(chat.turns),
+        place,
+        found.system,
+        chat.serial,
+        messages_of(chat.turns),
+        found.whole,
+        found.comparison,
+        found.slot,
+    )
 
 
 def _trouble(error: Exception) -> HistoryTrouble:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from llava_core.errors import BadRequest
@@ -23,8 +24,8 @@ async def listed(rooms: Rooms, message: Message) -> dict[str, Any]:
 
 
 async def tend(rooms: Rooms, message: Message, elsewhere: Sequence[Forgetful] = ()) -> dict[str, Any]:
-    """Do to a chat what the message says; who deletes all of them is forgotten `elsewhere` too. Raises BadRequest
-    where the owner has no such chat."""
+    """Do to a chat, or to a comparison with all its columns, what the message says; who deletes all of them is
+    forgotten `elsewhere` too. Raises BadRequest where the owner has no such thing."""
     owner, id = _owner(message), str(message.get("id") or "")
     history = rooms.history
     match message.get("do"):
@@ -35,9 +36,9 @@ async def tend(rooms: Rooms, message: Message, elsewhere: Sequence[Forgetful] = 
             done: Mapping[str, Any] | None = {} if await history.rename(id, owner, title) else None
         case "delete":
             await rooms.drop(owner, [id])
-            done = {} if await history.delete(id, owner) else None
-            if done is not None:
-                await rooms.forget_ratings([id])
+            gone = await history.delete(id, owner)
+            await rooms.forget_ratings(gone)
+            done = {"gone": gone} if gone else None
         case "delete all":
             await rooms.drop(owner)
             for other in elsewhere:
@@ -78,5 +79,6 @@ def _row(chat: Listed, rooms: Rooms) -> dict[str, Any]:
         "pictures": chat.pictures,
         "shared": chat.shared,
         "found": chat.found,
-        "running": rooms.is_answering(chat.id),
+        "running": any(map(rooms.is_answering, [chat.id, *(column.id for column in chat.columns)])),
+        "columns": [asdict(column) for column in chat.columns],
     }

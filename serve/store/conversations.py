@@ -1,4 +1,4 @@
-"""Conversations in the store: written as far as they changed, read back whole, listed, renamed, deleted, shared.
+"""Conversations in the store: written as far as they changed, read back whole, renamed, deleted, shared.
 
 Every function works in the transaction it is given. Nothing is found, changed or deleted for another owner.
 """
@@ -6,17 +6,17 @@ Every function works in the transaction it is given. Nothing is found, changed o
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, distinct, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
 
 from serve.store.database import upsert
 from serve.store.images import sweep_images
+from serve.store.listing import is_entry
 from serve.store.messages import clean, read_messages, remove_messages, shown_path, write_messages
-from serve.store.records import KeptChat, KeptMessage, Listed, Shared
-from serve.store.tables import CONVERSATIONS, GENERATIONS, MESSAGE_IMAGES, MESSAGES, SHARES
+from serve.store.records import KeptChat, KeptMessage, Shared
+from serve.store.tables import CONVERSATIONS, MESSAGE_IMAGES, MESSAGES, SHARES
 
 
 def save(connection: Connection, chat: KeptChat, before: Sequence[KeptMessage] | None, now: datetime) -> bool:
@@ -35,6 +35,8 @@ def save(connection: Connection, chat: KeptChat, before: Sequence[KeptMessage] |
         "place": chat.place,
         "system": clean(chat.system),
         "serial": chat.serial,
+        "comparison": chat.comparison,
+        "slot": chat.slot,
         "created_at": known.created_at if known else now,
         "updated_at": now,
     }
@@ -59,7 +61,15 @@ def load(connection: Connection, conversation: str, owner: str) -> KeptChat | No
     if row is None:
         return None
     return KeptChat(
-        row.id, row.owner, row.title, row.place, row.system, row.serial, read_messages(connection, conversation)
+        row.id,
+        row.owner,
+        row.title,
+        row.place,
+        row.system,
+        row.serial,
+        read_messages(connection, conversation),
+        comparison=row.comparison,
+        slot=row.slot,
     )
 
 
@@ -68,71 +78,35 @@ def is_anothers(connection: Connection, conversation: str, owner: str) -> bool:
     return found is not None and found != owner
 
 
-def listed(connection: Connection, owner: str, query: str = "", most: int = 300) -> tuple[Listed, ...]:
-    """The owner's conversations, the latest first; with `query` those with all of its words in title or messages."""
-    asked = (
-        select(CONVERSATIONS.c.id, CONVERSATIONS.c.title, CONVERSATIONS.c.place, CONVERSATIONS.c.updated_at)
-        .where(CONVERSATIONS.c.owner == owner)
-        .order_by(CONVERSATIONS.c.updated_at.desc(), CONVERSATIONS.c.id)
-        .limit(most)
-    )
-    words = clean(query).split()[:8]
-    for word in words:
-        said = exists().where(MESSAGES.c.conversation_id == CONVERSATIONS.c.id, _holds(MESSAGES.c.text, word))
-        asked = asked.where(or_(_holds(CONVERSATIONS.c.title, word), said))
-    rows = connection.execute(asked).all()
-    ids = [row.id for row in rows]
-    models = _grouped(
-        connection,
-        select(GENERATIONS.c.conversation_id, GENERATIONS.c.model)
-        .where(GENERATIONS.c.conversation_id.in_(ids))
-        .distinct(),
-    )
-    pictures = _by_first(
-        connection,
-        select(MESSAGE_IMAGES.c.conversation_id, func.count(distinct(MESSAGE_IMAGES.c.sha256)))
-        .where(MESSAGE_IMAGES.c.conversation_id.in_(ids))
-        .group_by(MESSAGE_IMAGES.c.conversation_id),
-    )
-    shared = _by_first(
-        connection, select(SHARES.c.conversation_id, SHARES.c.token).where(SHARES.c.conversation_id.in_(ids))
-    )
-    found = _excerpts(connection, ids, words[0]) if words else {}
-    return tuple(
-        Listed(
-            row.id,
-            row.title,
-            row.place,
-            row.updated_at,
-            tuple(sorted(models.get(row.id, ()))),
-            pictures.get(row.id, 0),
-            shared.get(row.id),
-            found.get(row.id, ""),
-        )
-        for row in rows
-    )
-
-
-def rename(connection: Connection, conversation: str, owner: str, title: str) -> bool:
-    """False where the owner has no such conversation; the same below."""
-    statement = update(CONVERSATIONS).where(*_its(conversation, owner))
+def rename(connection: Connection, entry: str, owner: str, title: str) -> bool:
+    """A conversation, or all columns of a comparison. False where the owner has no such entry in the list."""
+    statement = update(CONVERSATIONS).where(is_entry(entry, owner))
     return connection.execute(statement.values(title=clean(title)[:200], named=True)).rowcount > 0
 
 
-def remove(connection: Connection, conversation: str, owner: str) -> bool:
-    """The conversation, and the pictures that nobody else has; ratings and shares of it go along."""
-    return _remove_where(connection, and_(*_its(conversation, owner))) > 0
+def part(connection: Connection, conversation: str, owner: str) -> None:
+    """The conversation is a column of no comparison any more, but a chat of its own."""
+    connection.execute(update(CONVERSATIONS).where(*_its(conversation, owner)).values(comparison=None, slot=None))
+
+
+def remove(connection: Connection, entry: str, owner: str) -> tuple[str, ...]:
+    """A conversation, or all columns of a comparison, and the pictures that nobody else has; ratings and shares go
+    along. The ids of what there was."""
+    return _remove_all_where(connection, is_entry(entry, owner))
 
 
 def remove_all(connection: Connection, owner: str) -> tuple[str, ...]:
     """Everything of the owner; the ids of what there was."""
-    ids = tuple(connection.scalars(select(CONVERSATIONS.c.id).where(CONVERSATIONS.c.owner == owner)))
-    _remove_where(connection, CONVERSATIONS.c.owner == owner)
-    return ids
+    return _remove_all_where(connection, CONVERSATIONS.c.owner == owner)
 
 
 def remove_older(connection: Connection, than: datetime) -> int:
-    return _remove_where(connection, CONVERSATIONS.c.updated_at < than)
+    """How many; the columns of a comparison stay until the last of them is that old."""
+    young = select(CONVERSATIONS.c.comparison).where(
+        CONVERSATIONS.c.updated_at >= than, CONVERSATIONS.c.comparison.is_not(None)
+    )
+    alone = or_(CONVERSATIONS.c.comparison.is_(None), CONVERSATIONS.c.comparison.not_in(young))
+    return _remove_where(connection, and_(CONVERSATIONS.c.updated_at < than, alone))
 
 
 def share(connection: Connection, conversation: str, owner: str, now: datetime) -> str | None:
@@ -179,8 +153,10 @@ def _its(conversation: str, owner: str) -> tuple[ColumnElement[bool], ...]:
     return CONVERSATIONS.c.id == conversation, CONVERSATIONS.c.owner == owner
 
 
-def _holds(column: Any, word: str) -> ColumnElement[bool]:
-    return func.lower(column).contains(word.lower(), autoescape=True)
+def _remove_all_where(connection: Connection, which: ColumnElement[bool]) -> tuple[str, ...]:
+    ids = tuple(connection.scalars(select(CONVERSATIONS.c.id).where(which)))
+    _remove_where(connection, which)
+    return ids
 
 
 def _remove_where(connection: Connection, which: ColumnElement[bool]) -> int:
@@ -194,32 +170,3 @@ def _remove_where(connection: Connection, which: ColumnElement[bool]) -> int:
     for start in range(0, len(pictures), 500):
         sweep_images(connection, [sha for sha in pictures[start : start + 500] if sha])
     return gone
-
-
-def _by_first(connection: Connection, statement: Any) -> dict[str, Any]:
-    return {row[0]: row[-1] for row in connection.execute(statement)}
-
-
-def _grouped(connection: Connection, statement: Any) -> Mapping[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for row in connection.execute(statement):
-        groups.setdefault(row[0], []).append(row[-1])
-    return groups
-
-
-def _excerpts(connection: Connection, ids: Sequence[str], word: str) -> dict[str, str]:
-    """The first message of each conversation that has the word, cut down to what stands around it."""
-    found: dict[str, str] = {}
-    asked = (
-        select(MESSAGES.c.conversation_id, MESSAGES.c.text)
-        .where(MESSAGES.c.conversation_id.in_(ids), _holds(MESSAGES.c.text, word))
-        .order_by(MESSAGES.c.created_at, MESSAGES.c.position)
-    )
-    for row in connection.execute(asked):
-        conversation, text = row[0], row[-1]
-        if conversation not in found:
-            at = max(0, text.lower().find(word.lower()))
-            start = max(0, at - 40)
-            piece = " ".join(text[start : at + 60].split())
-            found[conversation] = ("…" if start else "") + piece
-    return found

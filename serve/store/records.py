@@ -60,7 +60,7 @@ class KeptMessage:
 @dataclass(frozen=True)
 class KeptChat:
     """A conversation as it is to be written. `whole` False means that older messages may be stored that are not here:
-    nothing is taken away then."""
+    nothing is taken away then. A column of a comparison has its number, and its place there."""
 
     id: str
     owner: str
@@ -70,11 +70,22 @@ class KeptChat:
     serial: int
     messages: tuple[KeptMessage, ...]
     whole: bool = True
+    comparison: str | None = None
+    slot: int | None = None
+
+
+@dataclass(frozen=True)
+class ListedColumn:
+    """One of the conversations of a comparison."""
+
+    id: str
+    models: tuple[str, ...] = ()
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A conversation in the list of its owner."""
+    """A conversation in the list of its owner, or a comparison with its columns from left to right."""
 
     id: str
     title: str
@@ -86,6 +97,7 @@ class Listed:
     """The token of its link, where it is shared."""
     found: str = ""
     """A piece of text around what was searched for."""
+    columns: tuple[ListedColumn, ...] = ()
 
 
 @dataclass(frozen=True)

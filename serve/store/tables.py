@@ -79,6 +79,8 @@ CONVERSATIONS = Table(
     Column("serial", Integer, nullable=False),  # the last number given to a message
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False, index=True),
+    Column("comparison", String(80)),  # which it is a column of; those of one comparison have the same owner
+    Column("slot", Integer),  # its place among the columns
     Index("ix_conversations_owner_updated_at", "owner", "updated_at"),
 )
 

@@ -235,6 +235,47 @@ def test_a_conversation_is_carried_over_to_chat_and_the_comparison_stays(new_des
         expect(column.turns).to_have_count(1)
 
 
+def test_a_comparison_is_one_entry_of_the_list_and_is_gone_on_with_from_there(new_desk: NewDesk) -> None:
+    desk = new_desk(tab="Compare")
+    with_columns(desk, "quick", "steady", "slow")
+    desk.ask("Compare me")
+    for side in "abc":
+        expect(desk.column(side).last).to_have_attribute("data-state", "done")
+    desk.column("a").choose("Close this column")
+    desk.turn_to("Chat")
+    rows = desk.page.locator(".ls-chat-item")
+    expect(rows).to_have_count(2)  # what was closed is a chat of its own
+    comparison = rows.filter(has_text="compare, 2 columns")
+    expect(comparison).to_contain_text("Compare me")
+    expect(comparison).to_contain_text("steady, slow")
+
+    # In a tab of the browser that has not shown it, where its columns stand from the left.
+    other = Desk(desk.page.context.new_page(), desk.url, "Chat")
+    other.open()
+    other.page.locator(".ls-chat-item", has_text="compare, 2 columns").locator(".ls-chat-open").click()
+    other.tab = "Compare"
+    for side, model in (("a", "steady"), ("b", "slow")):
+        column = other.column(side)
+        expect(column.answer).to_contain_text("You said: Compare me")
+        expect(column.pane.locator(".ls-picker")).to_contain_text(model)
+    other.ask("And more?")
+    for side in "ab":
+        expect(other.column(side).answer).to_contain_text("I received 3 turns")
+    other.button("New chat").click()
+    expect(other.turns).to_have_count(0)
+    other.button("Bring it back").click()
+    expect(other.turns).to_have_count(4)
+    expect(rows).to_have_count(2)
+
+    comparison.hover()
+    comparison.locator(".ls-chat-more").click()
+    desk.page.locator(".ls-menu").get_by_role("button", name="Delete").click()
+    desk.page.locator(".ls-asking").get_by_role("button", name="Delete").click()
+    expect(rows).to_have_count(1)
+    expect(other.turns).to_have_count(0)
+    assert other.complaints == []
+
+
 def test_a_vote_counts_once_may_be_changed_and_outlives_a_reload(new_desk: NewDesk) -> None:
     desk = new_desk(tab="Compare")
     with_columns(desk, "quick", "steady")

@@ -16,6 +16,7 @@ import pytest
 from llava_core.config import StoreLimits
 from llava_core.engines.echo import EchoEngine
 from llava_core.errors import Unauthorized, WorkerLost
+from serve.page import tending
 from serve.page.actions import Rooms
 from serve.page.feedback import Feedback
 from serve.page.history import History, HistoryTrouble, owner_of
@@ -168,6 +169,27 @@ async def test_the_list_is_the_owners_own_and_can_be_searched(start: Start) -> N
     assert await titles(rooms, query="CATS") == ["About cats"]
     assert await titles(rooms, YOU) == ["A secret"]
     assert await titles(rooms, "n" * 32) == []
+
+
+async def test_a_comparison_is_one_entry_after_a_restart_and_is_deleted_as_a_whole(start: Start) -> None:
+    first = await start()
+    in_comparison = {"owner": ME, "place": "compare", "comparison": "c" * 32, "model": "echo"}
+    for slot, room in enumerate((ROOM, OTHER, "z" * 32)):
+        await act(first, "ask", room, text="About cats", slot=slot, **in_comparison)
+    await act(first, "part", OTHER, **in_comparison)
+    first.history.close()
+
+    second = await start()
+    await act(second, "ask", ROOM, text="And dogs?", slot=0, **in_comparison)
+    await act(second, "ask", OTHER, owner=ME, text="And dogs?", model="echo")
+    alone, comparison = (await tending.listed(second, {"owner": ME}))["chats"]
+    assert (alone["id"], alone["columns"]) == (OTHER, [])
+    assert comparison["id"] == "c" * 32
+    assert [column["id"] for column in comparison["columns"]] == [ROOM, "z" * 32]
+    done = await tending.tend(second, {"do": "delete", "owner": ME, "id": "c" * 32})
+    assert sorted(done["gone"]) == [ROOM, "z" * 32]
+    assert await titles(second) == ["About cats"]
+    assert (await act(second, "open", ROOM, owner=ME))["turns"] == []
 
 
 async def test_nobody_opens_anothers_chat_though_they_know_its_room(start: Start) -> None:

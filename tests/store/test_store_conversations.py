@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import func, select
 
 from serve.store import conversations as kept
+from serve.store import listing
 from serve.store.database import Database
-from serve.store.records import Generation, KeptChat
+from serve.store.records import Generation, KeptChat, Listed
 from serve.store.tables import FEEDBACK, GENERATIONS, MESSAGES
 from tests.store.chats import ME, YOU, chat, message, small_chat
 
@@ -29,7 +30,7 @@ def load(database: Database, id: str = "chat-1", owner: str = ME) -> KeptChat | 
 
 def titles(database: Database, query: str = "", owner: str = ME) -> list[str]:
     with database.reading() as connection:
-        return [found.title for found in kept.listed(connection, owner, query)]
+        return [found.title for found in listing.listed(connection, owner, query)]
 
 
 def test_a_tree_with_branches_figures_and_ratings_comes_back_as_it_was(database: Database) -> None:
@@ -141,9 +142,67 @@ def test_chats_are_found_by_the_words_in_them(database: Database) -> None:
 def test_a_search_shows_where_it_found_something(database: Database) -> None:
     save(database, small_chat(said="word " * 30 + "needle " + "word " * 30))
     with database.reading() as connection:
-        (found,) = kept.listed(connection, ME, "NEEDLE")
+        (found,) = listing.listed(connection, ME, "NEEDLE")
     assert "needle" in found.found
     assert len(found.found) < 120
+
+
+def compared(slot: int, comparison: str | None = "comparison-1", owner: str = ME) -> KeptChat:
+    made = small_chat(f"column-{slot}", owner, said=f"said by {slot}")
+    answer = replace(made.messages[1], generation=Generation(f"model-{slot}", "done"))
+    return replace(made, messages=(made.messages[0], answer), comparison=comparison, slot=slot)
+
+
+def entries(database: Database, query: str = "", owner: str = ME) -> list[Listed]:
+    with database.reading() as connection:
+        return list(listing.listed(connection, owner, query))
+
+
+def test_the_columns_of_a_comparison_are_one_entry_from_left_to_right(database: Database) -> None:
+    for hour, slot in enumerate((2, 0, 1)):
+        save(database, compared(slot), now=NOON + timedelta(hours=hour))
+    save(database, small_chat(), now=NOON + timedelta(hours=1))
+    save(database, replace(compared(7, owner=YOU)))
+    comparison, alone = entries(database)
+    assert (comparison.id, alone.id) == ("comparison-1", "chat-1")
+    assert [column.id for column in comparison.columns] == ["column-0", "column-1", "column-2"]
+    assert comparison.models == ("model-0", "model-1", "model-2")
+    assert (comparison.updated_at, alone.columns) == (NOON + timedelta(hours=2), ())
+    (found,) = entries(database, "by 1")
+    assert (found.id, len(found.columns)) == ("comparison-1", 3)
+    assert load(database, "column-2") == compared(2)
+
+
+def test_a_comparison_is_renamed_and_deleted_as_a_whole_by_its_owner_only(database: Database) -> None:
+    for slot in (0, 1):
+        save(database, compared(slot))
+    save(database, compared(2, owner=YOU))
+    with database.writing() as connection:
+        assert kept.rename(connection, "comparison-1", ME, "Two cats")
+    assert (titles(database), titles(database, owner=YOU)) == (["Two cats"], ["A chat"])
+    with database.writing() as connection:
+        assert kept.remove(connection, "comparison-1", ME) == ("column-0", "column-1")
+        assert not kept.remove(connection, "comparison-1", ME)
+    assert (titles(database), titles(database, owner=YOU)) == ([], ["A chat"])
+
+
+def test_a_column_that_parts_is_a_chat_of_its_own(database: Database) -> None:
+    for slot in (0, 1):
+        save(database, compared(slot))
+    with database.writing() as connection:
+        kept.part(connection, "column-0", YOU)
+        assert len(listing.listed(connection, ME)) == 1
+        kept.part(connection, "column-0", ME)
+    assert sorted(entry.id for entry in entries(database)) == ["column-0", "comparison-1"]
+
+
+def test_a_comparison_is_kept_as_long_as_its_latest_column(database: Database) -> None:
+    save(database, compared(0), now=NOON - timedelta(days=31))
+    save(database, compared(1), now=NOON)
+    save(database, compared(2, "comparison-2"), now=NOON - timedelta(days=31))
+    with database.writing() as connection:
+        assert kept.remove_older(connection, NOON - timedelta(days=30)) == 1
+    assert [len(entry.columns) for entry in entries(database)] == [2]
 
 
 def test_a_deleted_chat_leaves_nothing_behind(database: Database) -> None:
@@ -183,7 +242,7 @@ def test_a_link_shows_the_chat_as_it_was_shared_until_it_is_withdrawn(database: 
         seen = kept.shared(connection, token)
         assert seen is not None
         assert [one.text for one in seen.messages] == ["Hello", "Good day"]
-        (row,) = kept.listed(connection, ME)
+        (row,) = listing.listed(connection, ME)
         assert row.shared == token
         assert kept.withdraw(connection, "chat-1", ME)
         assert kept.shared(connection, token) is None
