@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
@@ -113,11 +114,21 @@ def share(connection: Connection, conversation: str, owner: str, now: datetime) 
     """The token of a link to the conversation as it is shown now; an earlier link of it no longer works."""
     chat = load(connection, conversation, owner)
     path = shown_path(chat.messages) if chat else ()
-    if not path:
+    if chat is None or not path:
         return None
+    last = path[-1]
+    if not last.text and len(path) > 1:  # an answer that is still waited for, or failed: another takes its place later
+        last = path[-2]
     withdraw(connection, conversation, owner)
     token = secrets.token_urlsafe(24)
-    row = {"token": token, "conversation_id": conversation, "last_key": path[-1].key, "created_at": now}
+    row = {
+        "token": token,
+        "conversation_id": conversation,
+        "last_key": last.key,
+        "last_length": len(last.text),
+        "title": chat.title,
+        "created_at": now,
+    }
     upsert(connection, SHARES, [row])
     return token
 
@@ -128,9 +139,9 @@ def withdraw(connection: Connection, conversation: str, owner: str) -> bool:
 
 
 def shared(connection: Connection, token: str) -> Shared | None:
-    """What the link shows: the messages from the first to the one that was the last when it was made."""
+    """What the link shows: the messages from the first to what was the last when it was made, as it was then."""
     row = connection.execute(
-        select(SHARES.c.conversation_id, SHARES.c.last_key, SHARES.c.created_at, CONVERSATIONS.c.title)
+        select(SHARES, CONVERSATIONS.c.title.label("called"))
         .join(CONVERSATIONS, CONVERSATIONS.c.id == SHARES.c.conversation_id)
         .where(SHARES.c.token == token)
     ).one_or_none()
@@ -142,7 +153,10 @@ def shared(connection: Connection, token: str) -> Shared | None:
     while at is not None and at in by_key:
         path.append(by_key[at])
         at = by_key[at].parent
-    return Shared(row.title, row.created_at, tuple(reversed(path))) if path else None
+    if not path:
+        return None
+    path[0] = replace(path[0], text=path[0].text[: row.last_length])
+    return Shared(row.title or row.called, row.created_at, tuple(reversed(path)))
 
 
 def _says_more(message: KeptMessage, before: KeptMessage | None) -> bool:

@@ -162,6 +162,8 @@ SHARES = Table(
     Column("token", String(80), primary_key=True),
     Column("conversation_id", ForeignKey("conversations.id", ondelete="CASCADE"), nullable=False, unique=True),
     Column("last_key", String(20), nullable=False),  # what is shared ends with this message
+    Column("last_length", Integer),  # and with so many characters of it, should it be gone on with later
+    Column("title", String(200)),  # as it was then
     Column("created_at", Moment, nullable=False),
 )
 

@@ -249,6 +249,37 @@ def test_a_link_shows_the_chat_as_it_was_shared_until_it_is_withdrawn(database: 
         assert kept.shared(connection, "guess") is None
 
 
+def test_a_link_shows_no_more_than_was_there_when_it_was_made(database: Database) -> None:
+    made = chat(message("t1", None, "Hello"), message("a2", "t1", "Good day", status="stopped"))
+    save(database, made)
+    with database.writing() as connection:
+        token = kept.share(connection, "chat-1", ME, NOON)
+    assert token is not None
+    more = chat(made.messages[0], message("a2", "t1", "Good day, and a secret"), title="A secret name")
+    save(database, more, made)
+    with database.writing() as connection:
+        kept.rename(connection, "chat-1", ME, "Another secret")
+        seen = kept.shared(connection, token)
+    assert seen is not None
+    assert (seen.title, [one.text for one in seen.messages]) == ("A chat", ["Hello", "Good day"])
+
+
+def test_a_link_made_while_an_answer_was_waited_for_shows_the_question_whatever_comes_of_it(
+    database: Database,
+) -> None:
+    made = chat(message("t1", None, "Hello"), message("a2", "t1", "", status="waiting"))
+    save(database, made)
+    with database.writing() as connection:
+        token = kept.share(connection, "chat-1", ME, NOON)
+    assert token is not None
+    for key, said in (("a2", "A secret"), ("a3", "Another answer")):
+        save(database, chat(made.messages[0], message(key, "t1", said)))
+        with database.reading() as connection:
+            seen = kept.shared(connection, token)
+        assert seen is not None
+        assert [one.text for one in seen.messages] == ["Hello"]
+
+
 def test_sharing_again_ends_the_earlier_link(database: Database) -> None:
     save(database, small_chat())
     with database.writing() as connection:
