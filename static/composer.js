@@ -238,12 +238,13 @@ class Composer {
     const editing = view.editing !== null;
     const taken = { clear: "This is a new chat.", undo: "The last turn was taken back." };
     const trouble = offer.trouble && (view.turns.length || offer.lost) ? sentence(offer.trouble) : "";
+    const warning = trouble || this.missing() || unkept();
     const says = editing ? "Rewriting a question; the chat so far stays as another branch."
-      : trouble || this.missing() || unkept() || (view.restorable ? taken[view.taken] ?? "Something was taken away." : "");
+      : warning || (view.restorable ? taken[view.taken] ?? "Something was taken away." : refused());
     this.bar.hidden = !says;
     if (this.bar.dataset.says === says) return;
     this.bar.dataset.says = says;
-    const warns = !editing && Boolean(trouble || this.missing() || unkept());
+    const warns = !editing && Boolean(warning || !view.restorable);
     this.bar.classList.toggle("ls-bar-warn", warns);
     this.bar.replaceChildren(el("span", {}, says), warns ? "" : el("button.ls-text-button", {
       type: "button", onclick: () => (view.editing !== null ? view.cancelEdit() : view.restore()),
@@ -296,6 +297,16 @@ function unkept() {
   if (!trouble) return "";
   const waiting = unsaved ? ` ${unsaved} ${unsaved === 1 ? "chat waits" : "chats wait"} to be written.` : "";
   return `Chats go on but are not kept at the moment: ${trouble}.${waiting}`;
+}
+
+// Which of this browser's chats could not be kept though others are.
+function refused() {
+  const { unkept: titles = [] } = offer.store ?? {};
+  if (!titles.length) return "";
+  const named = titles.slice(0, 2).map((title) => `“${title}”`);
+  const more = titles.length - named.length;
+  const all = more ? `${named.join(", ")} and ${more} more` : named.join(" and ");
+  return `${all} could not be kept as ${titles.length > 1 ? "they are" : "it is"} now. Export what you do not want to lose.`;
 }
 
 // Uploaded files by their path on the server: what the browser has at hand it need not fetch again.

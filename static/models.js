@@ -12,7 +12,7 @@ let failedPolls = 0;
 function watchOffer(server, listener) {
   offerListeners.add(listener);
   const first = !askForOffer;
-  askForOffer = () => server.models();
+  askForOffer = () => server.models({ owner });
   if (first) pollOffer();
   else if (offer.known) listener();
 }

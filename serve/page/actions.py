@@ -28,6 +28,7 @@ from serve.page.pictures import PictureDesk
 from serve.page.room import Place, Room, RoomTimings, Settings, chosen_in, settings_of
 from serve.page.session import Chat, Rating
 from serve.page.source import AnswerSource
+from serve.page.tree import title_of
 from serve.page.view import Drawer
 
 _SECRET = re.compile(r"[A-Za-z0-9_-]{20,80}")
@@ -128,6 +129,11 @@ class Rooms:
         held = self._made(secret, owner, "chat", Found(found.chat, found.system))
         self._rooms[secret] = held
         held.room.mark(lambda chat: chat)
+
+    def unkept(self, owner: str) -> list[str]:
+        """What those of the owner's chats are called that could not be kept."""
+        held = [self._rooms[secret] for secret in self.history.given_up if secret in self._rooms]
+        return [title_of(one.room.chat.turns) for one in held if one.owner == owner]
 
     async def forget_ratings(self, secrets: Iterable[str], owner: str = "") -> None:
         """What the operator recorded of these chats, and of all that this owner rated."""

@@ -96,7 +96,12 @@ class History:
         if self._keeper is None:
             return {"on": False, "trouble": "", "unsaved": 0}
         state = self._keeper.state
-        return {"on": True, "trouble": state.trouble, "unsaved": state.unsaved, "given_up": state.given_up}
+        return {"on": True, "trouble": state.trouble, "unsaved": state.unsaved}
+
+    @property
+    def given_up(self) -> tuple[str, ...]:
+        """The chats that are not kept as they are, though the others are."""
+        return self._keeper.given_up if self._keeper else ()
 
     def note(self, id: str, owner: str, place: str, found: Found) -> None:
         """Keep this state of the chat. It costs nothing here: the keeper makes rows of it in its own thread."""

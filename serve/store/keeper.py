@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _Noted = tuple[str, Callable[[], KeptChat]]
 """A chat's number, and what makes its latest state."""
+_MOST_GIVEN_UP = 10_000
+"""Chats of which it is known that they are not kept."""
 _REMEMBERED = 500
 """Chats whose last written state is remembered, so that the next write is only of what changed."""
 
@@ -47,7 +49,7 @@ class StoreState:
     unsaved: int = 0
     failures: int = 0
     given_up: int = 0
-    """Chats that could not be kept at all: too many waited, or the database refused just them."""
+    """Chats that are not kept as they are: too many waited, or the database refused just them."""
 
 
 class Keeper:
@@ -73,6 +75,7 @@ class Keeper:
         self._written: OrderedDict[str, tuple[KeptMessage, ...]] = OrderedDict()
         self._hashes: OrderedDict[str, str] = OrderedDict()
         self._state = StoreState()
+        self._given_up: OrderedDict[str, None] = OrderedDict()
         self._opened = False
         self._tried = threading.Event()  # to open the database, with whatever success
         self._closing = False
@@ -96,15 +99,22 @@ class Keeper:
     def state(self) -> StoreState:
         with self._changed:
             waiting = len(self._unsaved) if self._state.trouble else 0
-            return replace(self._state, unsaved=waiting)
+            return replace(self._state, unsaved=waiting, given_up=len(self._given_up))
+
+    @property
+    def given_up(self) -> tuple[str, ...]:
+        """The chats that are not kept as they are, until the next state of one is kept."""
+        with self._changed:
+            return tuple(self._given_up)
 
     def note(self, chat: str, make: Callable[[], KeptChat]) -> None:
         """Keep the chat in the state that `make` gives; it is called in the keeper's thread, with the latest only."""
         with self._changed:
             first = not self._unsaved
             if chat not in self._unsaved and len(self._unsaved) >= self._limits.max_unsaved:
-                del self._unsaved[next(iter(self._unsaved))]
-                self._state = replace(self._state, given_up=self._state.given_up + 1)
+                dropped = next(iter(self._unsaved))
+                del self._unsaved[dropped]
+                self._miss(dropped)
             self._unsaved[chat] = make
             if first:  # else the thread knows already that there is something to do
                 self._changed.notify()
@@ -114,6 +124,7 @@ class Keeper:
         with self._changed:
             self._unsaved.pop(chat, None)
             self._written.pop(chat, None)
+            self._given_up.pop(chat, None)
 
     def do(self, job: Callable[[Connection], T]) -> Future[T]:
         """The job's result; while the database fails, its error at once."""
@@ -214,38 +225,46 @@ class Keeper:
                 return chats
         for (chat, make), messages in growing:
             self.remember(chat, messages)
-            self._kept(chat, make)
+            self._done_with(chat, make, kept=True)
         done = {chat for (chat, _), _ in growing}
         return [noted for noted in chats if noted[0] not in done]
 
     def _keep(self, chat: str, make: Callable[[], KeptChat]) -> None:
+        kept = True
         try:
             self._save(make())
         except (IntegrityError, DataError):
             with self._changed:
                 self._written.pop(chat, None)  # somebody else changed it: write all of it
-            self._once_more(chat, make)
+            kept = self._once_more(chat, make)
         except (SQLAlchemyError, OSError):
             raise
         except Exception:
-            self._give_up(chat)
-        self._kept(chat, make)
+            kept = False
+            log.exception("the chat %s cannot be kept", chat[:6])
+        self._done_with(chat, make, kept)
 
-    def _kept(self, chat: str, make: Callable[[], KeptChat]) -> None:
-        with self._changed:
-            if self._unsaved.get(chat) is make:
-                del self._unsaved[chat]
-
-    def _once_more(self, chat: str, make: Callable[[], KeptChat]) -> None:
+    def _once_more(self, chat: str, make: Callable[[], KeptChat]) -> bool:
         try:
             self._save(make())
         except (IntegrityError, DataError):
-            self._give_up(chat)
+            log.exception("the chat %s cannot be kept", chat[:6])
+            return False
+        return True
 
-    def _give_up(self, chat: str) -> None:
-        log.exception("the chat %s cannot be kept", chat[:6])
+    def _done_with(self, chat: str, make: Callable[[], KeptChat], kept: bool) -> None:
         with self._changed:
-            self._state = replace(self._state, given_up=self._state.given_up + 1)
+            if self._unsaved.get(chat) is make:
+                del self._unsaved[chat]
+            if kept:
+                self._given_up.pop(chat, None)
+            else:
+                self._miss(chat)
+
+    def _miss(self, chat: str) -> None:
+        self._given_up[chat] = None
+        while len(self._given_up) > _MOST_GIVEN_UP:
+            self._given_up.popitem(last=False)
 
     def _save(self, chat: KeptChat) -> None:
         with self._changed:

@@ -27,8 +27,8 @@ def build(context: PageContext) -> None:
         except LlavaError as error:
             return {"error": error.message}
 
-    async def models(_: Any = None) -> dict[str, Any]:
-        return await offer_of(context)
+    async def models(message: Any = None) -> dict[str, Any]:
+        return await offer_of(context, message)
 
     # Answers come past Gradio, see `serve/page/live.py`.
     with gr.Column(elem_classes=["ls-view", "ls-view-inspect"]):

@@ -15,7 +15,7 @@ import gradio as gr
 from llava_core.config import StoreLimits
 from llava_core.errors import LlavaError
 from serve.page import tending
-from serve.page.actions import Message
+from serve.page.actions import Message, read_owner
 from serve.page.context import PageContext
 from serve.page.models import Offer
 
@@ -40,8 +40,8 @@ def pane(
     """
     behind = behind or context.rooms
 
-    async def models(_: Any = None) -> dict[str, Any]:
-        return {**_offer(await context.models.offer()), "store": context.history.report()}
+    async def models(message: Any = None) -> dict[str, Any]:
+        return await offer_of(context, message)
 
     async def export(message: Any) -> dict[str, str]:
         try:
@@ -127,9 +127,10 @@ def message_of(message: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", first) if isinstance(first, dict) else {}
 
 
-async def offer_of(context: PageContext) -> dict[str, Any]:
+async def offer_of(context: PageContext, message: Any) -> dict[str, Any]:
     """The models, and whether chats are kept: what every tab asks for now and then."""
-    return {**_offer(await context.models.offer()), "store": context.history.report()}
+    unkept = context.rooms.unkept(read_owner(message_of(message)))
+    return {**_offer(await context.models.offer()), "store": {**context.history.report(), "unkept": unkept}}
 
 
 def _offer(offer: Offer) -> dict[str, Any]:

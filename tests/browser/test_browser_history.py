@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -283,6 +284,28 @@ def test_a_database_that_fails_is_told_and_the_chat_goes_on(own: Topology, new_d
     (tmp_path / "kept").unlink()
     expect(desk.bar).to_be_hidden(timeout=30_000)
     expect(row(desk, "Are you there?")).to_be_visible()
+
+
+def test_a_chat_that_the_database_refuses_is_told_to_whom_it_belongs(
+    own: Topology, new_desk: NewDesk, tmp_path: Path
+) -> None:
+    own.controller()
+    own.worker("quick", delay_s=0.001)
+    page = own.page()
+    mine, yours = new_desk(url=page.url), new_desk(url=page.url)
+    begin(yours, "Fine")
+    database = sqlite3.connect(tmp_path / "chats.db", isolation_level=None)
+    database.execute(
+        "CREATE TRIGGER no BEFORE INSERT ON messages WHEN NEW.text = 'Odd' BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    mine.ask("Odd")
+    expect(mine.bar).to_contain_text("“Odd” could not be kept as it is now.")
+    expect(yours.bar).to_be_hidden()
+    database.execute("DROP TRIGGER no")
+    database.close()
+    mine.ask("And more?")
+    expect(mine.bar).to_be_hidden()
+    expect(row(mine, "Odd")).to_be_visible()
 
 
 def test_a_page_that_keeps_nothing_has_no_list_and_says_so(own: Topology, new_desk: NewDesk, tmp_path: Path) -> None:

@@ -204,6 +204,11 @@ def test_one_chat_that_cannot_be_kept_is_counted_and_does_not_hold_up_the_others
     assert load(keeper, "good") is not None
     assert load(keeper, "bad") is None
     assert (keeper.state.given_up, keeper.state.trouble) == (2, "")
+    keeper.note("worse", lambda: small_chat("worse"))
+    settle(keeper)
+    assert keeper.given_up == ("bad",)  # the other one is kept by now
+    keeper.forget("bad")
+    assert keeper.state.given_up == 0
 
 
 def test_a_chat_deleted_by_another_server_is_written_anew_in_full(keep: Callable[..., Keeper]) -> None:
