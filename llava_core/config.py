@@ -217,6 +217,8 @@ class StoreLimits:
     """Chats that wait to be written; the one that waits longest is given up for a new one."""
     max_listed: int = 300
     """Chats in one look at the list."""
+    most_looks: int = 50
+    """At older ones of the list; what is older still is found by its words."""
     max_import_bytes: int = 64 * 1024 * 1024
     sweep_s: float = 3600.0
     """Between two looks for chats that are older than they are kept."""

@@ -15,6 +15,7 @@ class ChatList {
     this.limit = props.max_import;
     this.chats = [];
     this.known = false;
+    this.looks = 1; // how many times as many as the list has at first
     this.build();
     asideFits.addEventListener("change", () => this.toggle(asideFits.matches && stored("browser", "side") !== "closed"));
     this.toggle(asideFits.matches && stored("browser", "side") !== "closed");
@@ -25,7 +26,7 @@ class ChatList {
   }
 
   build() {
-    this.search = el("input.ls-history-search", { type: "search", placeholder: "Search your chats", "aria-label": "Search your chats", oninput: () => this.soon(false), onkeydown: (event) => this.searchKey(event) });
+    this.search = el("input.ls-history-search", { type: "search", placeholder: "Search your chats", "aria-label": "Search your chats", oninput: () => { this.looks = 1; this.soon(false); }, onkeydown: (event) => this.searchKey(event) });
     this.list = el("div.ls-history-list", { onkeydown: (event) => this.key(event) });
     this.trouble = el("p.ls-history-trouble", { role: "status", hidden: true });
     this.file = el("input", { type: "file", accept: ".json,.md,.markdown,application/json,text/markdown", hidden: true, "aria-label": "A chat's file" });
@@ -72,12 +73,14 @@ class ChatList {
 
   async refresh() {
     const query = this.search.value.trim();
-    const heard = (await this.server.chats({ owner, query }).catch(() => null)) ?? { error: "the server of this page cannot be reached" };
-    if (query !== this.search.value.trim()) return;
+    const { looks } = this;
+    const heard = (await this.server.chats({ owner, query, looks }).catch(() => null)) ?? { error: "the server of this page cannot be reached" };
+    if (query !== this.search.value.trim() || looks !== this.looks) return;
     this.trouble.hidden = !heard.error;
     this.trouble.textContent = heard.error ? `Your chats cannot be listed: ${heard.error}.` : "";
     if (!heard.error) {
       this.chats = heard.chats;
+      this.older = heard.older;
       this.known = true;
       this.draw(query);
     }
@@ -114,7 +117,15 @@ class ChatList {
     const nothing = query ? "No chat has these words." : "Your chats will be listed here.";
     this.list.replaceChildren(...(this.chats.length ? [...groups].map(([title, chats]) =>
       el("section", { "aria-label": title }, el("h2", {}, title), el("ul", {}, chats.map((chat) => this.row(chat))))) : [el("p.ls-history-none", {}, nothing)]));
+    if (this.older) this.list.append(el("button.ls-text-button.ls-history-older", { type: "button", onclick: () => this.showOlder() }, "Show older chats"));
     if (focused) this.list.querySelector(`li[data-id="${CSS.escape(focused)}"] .ls-chat-open`)?.focus({ preventScroll: true });
+  }
+
+  async showOlder() {
+    const known = this.chats.length;
+    this.looks += 1;
+    await this.refresh();
+    this.list.querySelectorAll(".ls-chat-open")[known]?.focus();
   }
 
   row(chat) {

@@ -147,12 +147,14 @@ class History:
     async def image(self, sha256: str) -> StoredImage | None:
         return await self._read(lambda connection: fetch_image(connection, sha256))
 
-    async def chats(self, owner: str, query: str = "") -> tuple[Listed, ...]:
+    async def chats(self, owner: str, query: str = "", looks: int = 1) -> tuple[tuple[Listed, ...], bool]:
+        """The latest, as many as go into so many looks, and whether there are older ones."""
         if self._keeper is None:
-            return ()
+            return (), False
         await self._do(lambda _: None)  # what was said up to now is written first
-        most = self._limits.max_listed
-        return await self._read(lambda connection: listed(connection, owner, query[:200], most))
+        most = self._limits.max_listed * min(max(1, looks), self._limits.most_looks)
+        found = await self._read(lambda connection: listed(connection, owner, query[:200], most + 1))
+        return found[:most], len(found) > most
 
     async def rename(self, id: str, owner: str, title: str) -> bool:
         return await self._do(lambda connection: conversations.rename(connection, id, owner, title))

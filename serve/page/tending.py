@@ -19,8 +19,11 @@ class Forgetful(Protocol):
 
 async def listed(rooms: Rooms, message: Message) -> dict[str, Any]:
     """The owner's chats as the page draws them; those with the words of `query`, if there are any."""
-    chats = await rooms.history.chats(_owner(message), str(message.get("query") or ""))
-    return {"chats": [_row(chat, rooms) for chat in chats]}
+    looks = message.get("looks")
+    chats, older = await rooms.history.chats(
+        _owner(message), str(message.get("query") or ""), looks if isinstance(looks, int) else 1
+    )
+    return {"chats": [_row(chat, rooms) for chat in chats], "older": older}
 
 
 async def tend(rooms: Rooms, message: Message, elsewhere: Sequence[Forgetful] = ()) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,26 @@ def test_a_database_that_fails_is_told_and_the_chat_goes_on(own: Topology, new_d
     (tmp_path / "kept").unlink()
     expect(desk.bar).to_be_hidden(timeout=30_000)
     expect(row(desk, "Are you there?")).to_be_visible()
+
+
+def test_the_list_goes_on_with_older_chats(own: Topology, new_desk: NewDesk, tmp_path: Path) -> None:
+    own.controller()
+    own.worker("quick", delay_s=0.001)
+    desk = new_desk(url=own.page().url)
+    begin(desk, "the latest")
+    with closing(sqlite3.connect(tmp_path / "chats.db")) as database, database:
+        database.execute(
+            """INSERT INTO conversations (id, owner, title, named, place, system, serial, created_at, updated_at)
+            WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 305)
+            SELECT 'older-' || i, owner, 'older ' || i, 0, place, '', 0, created_at, datetime(updated_at, -i || ' days')
+            FROM n, conversations"""
+        )
+    desk.page.reload()
+    expect(rows(desk)).to_have_count(300)
+    desk.page.get_by_role("button", name="Show older chats").click()
+    expect(rows(desk)).to_have_count(306)
+    expect(rows(desk).nth(300)).to_be_focused()
+    expect(desk.page.get_by_role("button", name="Show older chats")).to_have_count(0)
 
 
 def test_a_chat_that_the_database_refuses_is_told_to_whom_it_belongs(

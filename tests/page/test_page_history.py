@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from os import remove
 from os.path import exists
 from pathlib import Path
@@ -71,7 +72,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def titles(rooms: Rooms, owner: str = ME, query: str = "") -> list[str]:
-    return [chat.title for chat in await rooms.history.chats(owner_of(owner), query)]
+    return [chat.title for chat in (await rooms.history.chats(owner_of(owner), query))[0]]
 
 
 async def test_a_chat_goes_on_after_a_restart_with_its_pictures(start: Start, tmp_path: Path) -> None:
@@ -169,6 +170,18 @@ async def test_the_list_is_the_owners_own_and_can_be_searched(start: Start) -> N
     assert await titles(rooms, query="CATS") == ["About cats"]
     assert await titles(rooms, YOU) == ["A secret"]
     assert await titles(rooms, "n" * 32) == []
+
+
+async def test_older_chats_are_listed_when_they_are_asked_for(start: Start) -> None:
+    rooms = await start()
+    rooms.history._limits = replace(LIMITS, max_listed=2)
+    for number in range(5):
+        await act(rooms, "ask", f"room-{number}" + "r" * 32, owner=ME, text=f"Chat {number}", model="echo")
+        await titles(rooms)  # which waits until it is written
+    for looks, most, older in ((1, 2, True), (2, 4, True), (3, 5, False), (-1, 2, True), ("x", 2, True)):
+        heard = await tending.listed(rooms, {"owner": ME, "looks": looks})
+        assert [row["title"] for row in heard["chats"]] == [f"Chat {number}" for number in (4, 3, 2, 1, 0)[:most]]
+        assert heard["older"] is older
 
 
 async def test_a_comparison_is_one_entry_after_a_restart_and_is_deleted_as_a_whole(start: Start) -> None:
@@ -276,7 +289,7 @@ async def test_without_a_database_the_chat_goes_on_and_both_halves_are_there_lat
 async def test_with_history_off_nothing_is_written_and_the_promise_says_so(start: Start, tmp_path: Path) -> None:
     rooms = await start(keep=False)
     await act(rooms, "ask", ROOM, owner=ME, text="one", model="echo")
-    assert await rooms.history.chats(owner_of(ME)) == ()
+    assert await rooms.history.chats(owner_of(ME)) == ((), False)
     assert "not kept" in rooms.history.promise
     assert rooms.history.report() == {"on": False, "trouble": "", "unsaved": 0}
     assert not there(tmp_path / "chats.db")
