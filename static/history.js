@@ -142,7 +142,7 @@ class ChatList {
   }
 
   enter(chat) {
-    const tab = chat.columns?.length && document.getElementById("ls-tab-compare-button");
+    const tab = chat.columns.length && document.getElementById("ls-tab-compare-button");
     if (tab) {
       if (chat.id !== views.compare.comparison) views.compare.reopen(chat.id, chat.columns.map(({ id }) => id));
       tab.click();
@@ -190,7 +190,13 @@ class ChatList {
       item("edit", "Rename", () => this.rename(chat)),
       chat.columns.length ? chat.columns.map((column, place) => item("link", `Share ${COLUMN_LETTERS[place]}, ${column.models.join(", ")}…`, () => this.sharing(column, more)))
         : item("link", "Share…", () => this.sharing(chat, more)),
+      item("download", "Export as Markdown", () => this.export(chat, "markdown")),
+      item("download", "Export as JSON", () => this.export(chat, "json")),
       item("trash", "Delete…", () => this.askToDelete(chat, more), ".ls-danger"));
+  }
+
+  export({ id, columns }, kind) {
+    saveChat(this.server, columns.length ? { kind, owner, rooms: columns.map((column) => column.id) } : { kind, owner, room: id });
   }
 
   rename(chat) {
@@ -290,8 +296,8 @@ class ChatList {
     const id = makeSecret();
     const done = await this.tend({ do: "import", id, name: file.name, text: await file.text() });
     if (done.error) return;
-    this.enter({ id });
-    toast("The chat was brought in.");
+    this.enter({ id, columns: done.columns.map((column) => ({ id: column })) });
+    toast(`The ${done.columns.length ? "comparison" : "chat"} was brought in.`);
   }
 }
 

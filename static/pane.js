@@ -267,13 +267,19 @@ class Pane {
       el("button", { type: "button", onclick: () => save("json") }, "JSON", el("small", {}, "with all figures")));
   }
 
-  async saveAs(kind) {
-    const [ending, type] = kind === "json" ? ["json", "application/json"] : ["md", "text/markdown"];
-    const heard = await this.server.export(this.addressed({ kind })).catch(() => null);
-    const file = heard ?? { error: "the server of this page cannot be reached" };
-    if (file.error) toast(`Not exported: ${file.error}`, "error");
-    else saveFile(`chat-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.${ending}`, file.text, type);
+  saveAs(kind) {
+    return saveChat(this.server, this.addressed({ kind }));
   }
+}
+
+// The chat in this message's room, or the comparison in its rooms, as a file of the message's kind.
+async function saveChat(server, message) {
+  const [ending, type] = message.kind === "json" ? ["json", "application/json"] : ["md", "text/markdown"];
+  const heard = await server.export(message).catch(() => null);
+  const file = heard ?? { error: "the server of this page cannot be reached" };
+  const name = message.rooms ? "comparison" : "chat";
+  if (file.error) toast(`Not exported: ${file.error}`, "error");
+  else saveFile(`${name}-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.${ending}`, file.text, type);
 }
 
 function waitingAnswer(model) {

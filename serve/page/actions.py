@@ -15,12 +15,13 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from secrets import token_urlsafe
 from typing import Any, cast
 
 from llava_core.config import CompareLimits
 from llava_core.errors import BadImage, BadRequest, LlavaError, Unauthorized
 from llava_core.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Sampling
-from serve.page import export, session
+from serve.page import comparison, export, session
 from serve.page.bring_in import read_chat
 from serve.page.feedback import Feedback
 from serve.page.history import Found, History, HistoryTrouble, owner_of, pictures_of
@@ -112,21 +113,41 @@ class Rooms:
         return (await self._held(message)).room.chat
 
     async def export(self, message: Message) -> str:
-        """The chat as a file's text, in the `kind` the message asks for: `json` or `markdown`."""
-        room = (await self._held(message)).room
+        """The chat as a file's text, in the `kind` the message asks for, `json` or `markdown`; where it names `rooms`,
+        a comparison of the chats in them."""
+        listed = message.get("rooms")
+        names = cast("list[Any]", listed)[: CompareLimits().columns] if isinstance(listed, list) else []
         as_json = message.get("kind") == "json"
-        pictures = tuple(session.all_pictures(room.chat.turns)) if as_json else pictures_of(room.chat)
+        rooms = [(await self._held({**message, "room": name})).room for name in names or [message.get("room")]]
+        chats = [room.chat for room in rooms]
+        find = (lambda chat: tuple(session.all_pictures(chat.turns))) if as_json else pictures_of
+        pictures = tuple(picture for chat in chats for picture in find(chat))
         await self.history.bring_back(pictures)
-        urls = await self._pictures.data_urls(pictures)
+        urls, now = await self._pictures.data_urls(pictures), datetime.now().astimezone()
+        systems = [room.settings.system for room in rooms]
+        if names:
+            write = comparison.to_json if as_json else comparison.to_markdown
+            return write(tuple(zip(chats, systems, strict=True)), urls, now)
         write = export.to_json if as_json else export.to_markdown
-        return write(room.chat, urls, room.settings.system, datetime.now().astimezone())
+        return write(chats[0], urls, systems[0], now)
 
-    async def bring_in(self, secret: str, owner: str, name: str, text: str) -> None:
-        """A chat out of a file as a room of the owner. Raises BadRequest or BadImage for a file that is none."""
+    async def bring_in(self, secret: str, owner: str, name: str, text: str) -> list[str]:
+        """A chat out of a file as a room of the owner, or a comparison, of which the columns' rooms are told. Raises
+        BadRequest or BadImage for a file that is neither."""
         if not _SECRET.fullmatch(secret) or secret in self._rooms:
             raise BadRequest("this page lost track of its chat; reload it", param="id")
         found = await asyncio.to_thread(read_chat, name, text, self._pictures.take_in)
-        held = self._made(secret, owner, "chat", Found(found.chat, found.system))
+        if not found.beside:
+            self._place(secret, self._made(secret, owner, "chat", Found(found.chat, found.system)))
+            return []
+        rooms: list[str] = []
+        for slot, column in enumerate((found, *found.beside)):
+            rooms.append(token_urlsafe(24))
+            chat = Found(column.chat, column.system, comparison=secret, slot=slot)
+            self._place(rooms[-1], self._made(rooms[-1], owner, "compare", chat))
+        return rooms
+
+    def _place(self, secret: str, held: _Held) -> None:
         self._rooms[secret] = held
         held.room.mark(lambda chat: chat)
 

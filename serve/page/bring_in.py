@@ -10,13 +10,14 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, cast
 
+from llava_core.config import CompareLimits
 from llava_core.errors import BadImage, BadRequest
 from llava_core.types import FinishReason, Usage
-from serve.page.export import CUT, FORMAT, NO_ANSWER, STOPPED, SYSTEM
+from serve.page.export import COMPARISON, CUT, FORMAT, NO_ANSWER, STOPPED, SYSTEM
 from serve.page.session import Answer, AnswerState, Chat, Figures, Notice, Picture, Rating, Turn
 
 _DEEPEST = 40
@@ -29,8 +30,11 @@ TakeIn = Callable[[str, bytes], Picture]
 
 @dataclass(frozen=True)
 class BroughtIn:
+    """`beside` are the further columns of a comparison."""
+
     chat: Chat
     system: str = ""
+    beside: tuple[BroughtIn, ...] = ()
 
 
 def read_chat(name: str, text: str, take_in: TakeIn) -> BroughtIn:
@@ -57,6 +61,12 @@ class _Reader:
         document = json.loads(text)
         if isinstance(document, list):
             document = {"messages": document}
+        if document.get("format") != COMPARISON:
+            return self._chat(document)
+        columns = [self._chat(column) for column in document["columns"][: CompareLimits().columns]]
+        return replace(columns[0], beside=tuple(columns[1:]))
+
+    def _chat(self, document: Mapping[str, Any]) -> BroughtIn:
         messages = list(document.get("messages") or ())
         if document.get("format") != FORMAT or "turns" not in document:
             return self._of_messages(messages, str(document.get("model") or "unknown"))
@@ -131,6 +141,8 @@ class _Reader:
         while lines and (target := re.fullmatch(r"\[(picture-\d+)\]: (data:\S+)", lines[-1])):
             images[target[1]] = target[2]
             lines.pop()
+        if lines[0].startswith("# Comparison of "):
+            raise BadRequest("a comparison written as Markdown is to be read only; bring in its JSON")
         head, *asked = re.split(r"(?m)^## Question[ \t]*$", "\n".join(lines))
         turns = tuple(self._written_turn(part, images) for part in asked)
         return BroughtIn(Chat(turns, next(self._numbers)), _written_system(head))

@@ -16,7 +16,7 @@ from llava_core.types import ImagePart, Message, TextPart
 from serve.page import session
 from serve.page.session import Answer, Chat, Turn
 
-FORMAT = "llava-serve-chat/1"
+FORMAT, COMPARISON = "llava-serve-chat/1", "llava-serve-comparison/1"
 STOPPED, CUT = "Stopped by the reader.", "Cut off at the token limit."
 NO_ANSWER = "*No answer.*"
 SYSTEM = "> System prompt: "
@@ -26,6 +26,10 @@ def to_json(chat: Chat, data_urls: Mapping[str, str], system: str, when: datetim
     """`messages` have the form of `/v1/chat/completions`, which takes them with a further question at their end;
     `turns` tells the rest of the story, with all branches. A picture's `image` counts through those of `messages` and
     then through `images`."""
+    return json.dumps(document_of(chat, data_urls, system, when), ensure_ascii=False, indent=2) + "\n"
+
+
+def document_of(chat: Chat, data_urls: Mapping[str, str], system: str, when: datetime) -> dict[str, Any]:
     messages = [_message(message) for message in _whole(chat, data_urls, system)]
     images = [part["image_url"]["url"] for message in messages for part in _parts(message) if "image_url" in part]
     sent = len(images)
@@ -36,7 +40,7 @@ def to_json(chat: Chat, data_urls: Mapping[str, str], system: str, when: datetim
             places[url] = len(images)
             images.append(url)
     numbers = {path: places[url] for path, url in data_urls.items() if url in places}
-    document = {
+    return {
         "format": FORMAT,
         "exported_at": when.isoformat(timespec="seconds"),
         "system": system,
@@ -44,7 +48,6 @@ def to_json(chat: Chat, data_urls: Mapping[str, str], system: str, when: datetim
         "turns": [_turn(turn, numbers) for turn in chat.turns],
         "images": images[sent:],
     }
-    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
 
 
 def to_markdown(chat: Chat, data_urls: Mapping[str, str], system: str, when: datetime) -> str:
@@ -54,17 +57,24 @@ def to_markdown(chat: Chat, data_urls: Mapping[str, str], system: str, when: dat
         lines += [SYSTEM + system.strip().replace("\n", "\n> "), ""]
     targets: list[str] = []
     for turn in chat.turns:
-        lines += ["## Question", ""]
-        for picture in turn.pictures:
-            targets.append(f"[picture-{len(targets) + 1}]: {data_urls[picture.path]}")
-            name = re.sub(r"[\[\]\n]", "_", picture.name)
-            lines += [f"![{name}][picture-{len(targets)}]", ""]
-        answer = _escaped(turn.answer.text, "## Question") or NO_ANSWER
-        lines += [_escaped(turn.text, "## "), "", f"## {turn.answer.model}", "", answer, ""]
-        remark = _remark(turn.answer)
-        if remark:
-            lines += [f"*{remark}*", ""]
+        lines += [*asked(turn, data_urls, targets), *answered(turn.answer, turn.answer.model)]
     return "\n".join([*lines, *targets]).rstrip() + "\n"
+
+
+def asked(turn: Turn, data_urls: Mapping[str, str], targets: list[str]) -> list[str]:
+    """A question as lines of Markdown; what its pictures link to is added to `targets`."""
+    lines = ["## Question", ""]
+    for picture in turn.pictures:
+        targets.append(f"[picture-{len(targets) + 1}]: {data_urls[picture.path]}")
+        name = re.sub(r"[\[\]\n]", "_", picture.name)
+        lines += [f"![{name}][picture-{len(targets)}]", ""]
+    return [*lines, _escaped(turn.text, "## "), ""]
+
+
+def answered(answer: Answer, heading: str) -> list[str]:
+    lines = [f"## {heading}", "", _escaped(answer.text, "## Question") or NO_ANSWER, ""]
+    remark = _remark(answer)
+    return [*lines, f"*{remark}*", ""] if remark else lines
 
 
 def _escaped(text: str, heading: str) -> str:

@@ -51,8 +51,7 @@ async def tend(rooms: Rooms, message: Message, elsewhere: Sequence[Forgetful] = 
             done = {"deleted": len(gone)}
         case "import":
             name, text = str(message.get("name") or "the file")[:200], str(message.get("text") or "")
-            await rooms.bring_in(id, owner, name, text)
-            done = {}
+            done = {"columns": await rooms.bring_in(id, owner, name, text)}
         case "share":
             token = await history.share(id, owner)
             done = {"token": token} if token else None

@@ -7,6 +7,7 @@ Gradio's queue.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, cast
 
@@ -43,18 +44,12 @@ def pane(
     async def models(message: Any = None) -> dict[str, Any]:
         return await offer_of(context, message)
 
-    async def export(message: Any) -> dict[str, str]:
-        try:
-            return {"text": await behind.export(message_of(message))}
-        except LlavaError as error:
-            return {"error": error.message}
-
     return gr.HTML(
         html_template=f'<div class="ls-pane" data-view="{view}" data-side="{side}"></div>',
         js_on_load=f"LlavaServe.{script}(element, {{server}});",
         apply_default_css=False,
         elem_classes=["ls-host", "ls-pane-host", f"ls-side-{side}"],
-        server_functions=[models, export],
+        server_functions=[models, _export(behind)],
     )
 
 
@@ -116,9 +111,19 @@ def history(context: PageContext) -> gr.HTML:
         js_on_load="LlavaServe.history(element, {props, server});",
         apply_default_css=False,
         elem_classes=["ls-host", "ls-history-host"],
-        server_functions=[chats, tend],
+        server_functions=[chats, tend, _export(context.rooms)],
         max_import=StoreLimits().max_import_bytes,
     )
+
+
+def _export(behind: Exports) -> Callable[[Any], Awaitable[dict[str, str]]]:
+    async def export(message: Any) -> dict[str, str]:
+        try:
+            return {"text": await behind.export(message_of(message))}
+        except LlavaError as error:
+            return {"error": error.message}
+
+    return export
 
 
 def message_of(message: Any) -> dict[str, Any]:

@@ -370,6 +370,27 @@ def test_a_link_is_made_read_by_others_and_withdrawn(new_desk: NewDesk, desk: De
     expect(other.page.get_by_role("heading", level=1)).to_have_text("Nothing is shared here")
 
 
+def test_chats_and_comparisons_are_exported_from_the_list(desk: Desk, tmp_path: Path) -> None:
+    begin(desk, "alone")
+    desk.turn_to("Compare")
+    desk.ask("side by side")
+    desk.turn_to("Chat")
+    with desk.page.expect_download() as started:
+        do(desk, "alone", "Export as Markdown")
+    assert "You said: alone" in Path(started.value.path()).read_text()
+    with desk.page.expect_download() as started:
+        do(desk, "side by side", "Export as JSON")
+    file = tmp_path / started.value.suggested_filename
+    started.value.save_as(file)
+    desk.page.locator(".ls-history input[type=file]").set_input_files(file)
+    desk.tab = "Compare"
+    expect(desk.toast).to_contain_text("The comparison was brought in.")
+    for side in "ab":
+        expect(desk.column(side).answer).to_contain_text("You said: side by side")
+    desk.turn_to("Chat")
+    expect(rows(desk)).to_have_count(3)
+
+
 @pytest.mark.parametrize("kind", ["JSON", "Markdown"])
 def test_an_exported_chat_is_brought_in_again(desk: Desk, tmp_path: Path, kind: str) -> None:
     desk.ask("What is it?", save(tmp_path, "a.png", 64, 48))

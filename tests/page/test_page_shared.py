@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from starlette.applications import Starlette
 
+from llava_core.errors import BadRequest, Unauthorized
 from serve.page import tending
 from serve.page.actions import Rooms
 from serve.page.shared import routes
@@ -74,6 +75,47 @@ async def test_only_the_owner_shares_renames_and_deletes(rooms: Rooms) -> None:
     assert (await tending.tend(rooms, {"do": "delete all", "owner": YOU}))["deleted"] == 0
     (row,) = (await tending.listed(rooms, {"owner": ME}))["chats"]
     assert (row["title"], row["running"]) == ("mine", False)
+
+
+async def test_an_exported_comparison_is_brought_in_as_another_with_all_its_columns(
+    rooms: Rooms, tmp_path: Path
+) -> None:
+    claim = picture(tmp_path / "uploads-0", "cat.png", (64, 48))
+    columns = [f"column-{slot}" + "c" * 20 for slot in range(2)]
+    for room, system in zip(columns, ("Be brief.", "Be kind."), strict=True):
+        settings = {"system": system}
+        await act(rooms, "ask", room, owner=ME, text="What is it?", pictures=[claim], model="echo", settings=settings)
+    text = await rooms.export({"rooms": columns, "owner": ME, "kind": "json"})
+    new = "n" * 32
+    done = await tending.tend(rooms, {"do": "import", "owner": YOU, "id": new, "name": "it.json", "text": text})
+    (row,) = (await tending.listed(rooms, {"owner": YOU}))["chats"]
+    assert (row["id"], [column["id"] for column in row["columns"]]) == (new, done["columns"])
+    for room, system in zip(done["columns"], ("Be brief.", "Be kind."), strict=True):
+        view = await act(rooms, "ask", room, owner=YOU, text="And now?", model="echo", settings={"system": system})
+        assert "I received 3 turns and 1 image." in view["turns"][-1]["answer"]["text"]
+        assert view["settings"]["system"] == system
+
+
+async def test_a_comparison_as_markdown_has_the_answers_below_each_question(rooms: Rooms, tmp_path: Path) -> None:
+    claim = picture(tmp_path / "uploads-0", "cat.png", (64, 48))
+    columns = [f"column-{slot}" + "c" * 20 for slot in range(3)]
+    for room in columns:
+        await act(rooms, "ask", room, owner=ME, text="What is it?", pictures=[claim], model="echo")
+    await act(rooms, "ask", columns[1], owner=ME, text="Only B?", model="echo")
+    text = await rooms.export({"rooms": columns, "owner": ME, "kind": "markdown"})
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings[0].startswith("# Comparison of ")
+    assert headings[1:] == ["## Question", "## A: echo", "## B: echo", "## C: echo", "## Question", "## B: echo"]
+    assert text.count("](data:") + text.count("]: data:") == 1
+    message = {"do": "import", "owner": ME, "id": "n" * 32, "name": "it.md", "text": text}
+    with pytest.raises(BadRequest, match="bring in its JSON"):
+        await tending.tend(rooms, message)
+
+
+async def test_nobody_exports_anothers_columns(rooms: Rooms) -> None:
+    await act(rooms, "ask", ROOM, owner=ME, text="mine", model="echo")
+    with pytest.raises(Unauthorized):
+        await rooms.export({"rooms": [ROOM], "owner": YOU, "kind": "json"})
 
 
 async def test_an_exported_chat_is_brought_in_as_another_and_kept(rooms: Rooms, tmp_path: Path) -> None:
