@@ -7,10 +7,9 @@ to the browser tells which models they are: neither names nor figures, which wou
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,15 +17,15 @@ from random import Random, SystemRandom
 from typing import Any, cast
 
 from llava_core.config import ArenaLimits
-from llava_core.errors import BadRequest, NoWorker, Unauthorized
+from llava_core.errors import BadRequest, Unauthorized
 from serve.arena import facts
+from serve.arena.blind_rooms import BlindRooms, masked
 from serve.arena.language import language_of
 from serve.arena.leaks import find_leak_in
 from serve.arena.ledger import Ledger
-from serve.arena.pairing import draw
+from serve.arena.pairing import choose
 from serve.arena.standings import Move, Standings
-from serve.page.actions import Message, Rooms, read_owner
-from serve.page.feedback import Feedback
+from serve.page.actions import Message, read_owner
 from serve.page.history import owner_of
 from serve.page.models import ModelList
 from serve.page.room import Place
@@ -38,19 +37,6 @@ LABELS = ("Model A", "Model B")
 _STAYS = "how you voted stays in the ratings, as nobody's vote."
 _VERDICTS = ("a", "b", "tie", "both_bad")
 _ASKING = ("ask", "edit", "retry", "resume")
-
-
-class BlindRooms(Rooms):
-    """Rooms that may be looked into, to see whether both answers are there. No history has them."""
-
-    @classmethod
-    def beside(cls, rooms: Rooms) -> BlindRooms:
-        """Rooms of their own with the same models and pictures."""
-        return cls(rooms._source, rooms._pictures, Feedback(None))
-
-    def chat_of(self, secret: str, owner: str) -> Chat:
-        held = self._rooms.get(secret)
-        return held.room.chat if held and held.owner == owner else Chat()
 
 
 @dataclass
@@ -235,17 +221,9 @@ class Arena:
             raise BadRequest("a model of this battle takes no pictures; ask without, or begin a new battle with it")
 
     async def _begin(self, secret: str, owner: str, pictures: bool) -> _Battle:
-        """A battle of two models on offer; where the first question has pictures, of two that take them."""
+        """A battle of two models on offer."""
         offered = [card.info for card in (await self._models.offer()).cards]
-        if len(offered) < 2:
-            raise NoWorker(f"a battle needs two models and {len(offered)} is on offer; start another and come back")
-        names = [info.name for info in offered if info.accepts_images or not pictures]
-        if len(names) < 2:
-            raise NoWorker(
-                f"a battle about pictures needs two models that take them and {len(names)} on offer does; ask without "
-                "pictures, or start another and come back"
-            )
-        battle = _Battle(owner, draw(names, await self.ledger.met(), self._random))
+        battle = _Battle(owner, choose(offered, pictures, await self.ledger.met(), self._random))
         self._battles[secret] = battle
         while len(self._battles) > self._limits.max_open:
             self._battles.popitem(last=False)
@@ -263,34 +241,11 @@ class Arena:
     def _blind(self, view: dict[str, Any], secret: str, side: int) -> dict[str, Any]:
         battle = self._battles.get(secret)
         if battle is None:  # forgotten, or never begun: then there is nobody whose name could be told
-            return {**_masked(view, {}, LABELS[side]), "battle": {"voted": ""}}
+            return {**masked(view, {}, LABELS[side]), "battle": {"voted": ""}}
         if battle.vote is None:
             hidden = dict(zip(battle.models, LABELS, strict=True))
-            view = _masked(view, hidden, LABELS[side])
+            view = masked(view, hidden, LABELS[side])
         return {**view, "battle": battle.shown()}
-
-
-def _masked(value: Any, hidden: Mapping[str, str], label: str) -> Any:
-    """What is shown, without what tells the model: its name in its own field and in notices, and all figures."""
-    if isinstance(value, Mapping):
-        given = cast("Mapping[str, Any]", value)
-        return {name: _masked_field(name, field, hidden, label) for name, field in given.items()}
-    if isinstance(value, list | tuple):
-        return [_masked(each, hidden, label) for each in cast("list[Any]", value)]
-    return value
-
-
-def _masked_field(name: str, value: Any, hidden: Mapping[str, str], label: str) -> Any:
-    if name == "model":
-        return label
-    if name == "figures":
-        return None
-    if name == "message" and isinstance(value, str):
-        for model in sorted(hidden, key=len, reverse=True):
-            # Sentences begin with a capital, whatever they begin with.
-            value = re.sub(re.escape(model), hidden[model], value, flags=re.IGNORECASE)
-        return value
-    return _masked(value, hidden, label)
 
 
 def _parts(message: Message) -> tuple[str, int]:

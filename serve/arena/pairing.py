@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from random import Random
+
+from llava_core.errors import NoWorker
+from llava_core.types import ModelInfo
 
 Pair = frozenset[str]
 _MOST = 10**12
 """Counts beyond it weigh the same, so that no weight vanishes."""
+
+
+def choose(offered: Sequence[ModelInfo], pictures: bool, met: Mapping[Pair, int], random: Random) -> tuple[str, str]:
+    """Two of the models on offer; where the first question has `pictures`, two that take them. Raises NoWorker."""
+    if len(offered) < 2:
+        raise NoWorker(f"a battle needs two models and {len(offered)} is on offer; start another and come back")
+    names = [info.name for info in offered if info.accepts_images or not pictures]
+    if len(names) < 2:
+        raise NoWorker(
+            f"a battle about pictures needs two models that take them and {len(names)} on offer does; ask without "
+            "pictures, or start another and come back"
+        )
+    return draw(names, met, random)
 
 
 def draw(models: Iterable[str], met: Mapping[Pair, int], random: Random) -> tuple[str, str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from llava_core.config import ImageLimits
-from serve.arena.battles import Arena, BlindRooms
+from serve.arena.battles import Arena
+from serve.arena.blind_rooms import BlindRooms
 from serve.arena.comparing import OpenVotes
 from serve.arena.ledger import Ledger
 from serve.page.actions import Rooms

@@ -17,7 +17,8 @@ from llava_core.config import ArenaLimits, StoreLimits
 from llava_core.engines.echo import EchoEngine
 from llava_core.errors import BadRequest, LlavaError, NoWorker, Unauthorized
 from serve.arena import standings
-from serve.arena.battles import Arena, BlindRooms
+from serve.arena.battles import Arena
+from serve.arena.blind_rooms import BlindRooms
 from serve.arena.board import points_of
 from serve.arena.ledger import Ledger
 from serve.page.actions import Rooms
