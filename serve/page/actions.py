@@ -34,6 +34,8 @@ from serve.page.view import Drawer
 
 _SECRET = re.compile(r"[A-Za-z0-9_-]{20,80}")
 _LONGEST_QUESTION = 200_000
+_LONG_TO_DRAW = 50_000
+"""Characters of answers whose Markdown is rendered in a thread, one chat at a time, so that everybody else goes on."""
 _NEED_PICTURES = ("open", "ask", "edit", "retry", "resume")
 _ASKING = ("ask", "edit", "retry", "resume", "join")
 
@@ -75,6 +77,7 @@ class Rooms:
         self._clock = clock
         self._rooms: OrderedDict[str, _Held] = OrderedDict()
         self._arriving: dict[str, asyncio.Task[Found | None]] = {}
+        self._drawing = asyncio.Lock()
 
     async def tell(self, message: Message, place: Place = nullcontext) -> dict[str, Any]:
         """Do what the message says and show the room as it is then. `place` is taken for an answer that begins."""
@@ -85,7 +88,7 @@ class Rooms:
             await self._part(held, message)
         else:
             await self._do(held.room, message, place)
-        return _view(message, held, held.room.chat)
+        return await self._view(message, held, held.room.chat)
 
     async def follow(self, message: Message, reader: str) -> AsyncIterator[dict[str, Any]]:
         """The room that the message names while an answer is on its way, until it is there: whole at first and when
@@ -97,7 +100,7 @@ class Rooms:
             blocks = held.drawer.blocks(running) if running else ()
             if running is None or form != room.form:
                 form = room.form
-                yield _view(message, held, chat)
+                yield await self._view(message, held, chat)
             else:
                 same = 0
                 for before, now in zip(shown, blocks, strict=False):
@@ -216,8 +219,20 @@ class Rooms:
 
         room = Room(self._source, self._pictures, owner[:16], self._timings, self._clock, found.chat, keep)
         room.settings = settings_of(found.chat, found.system)
-        held = _Held(room, owner, found.comparison, found.slot)
-        return held
+        return _Held(room, owner, found.comparison, found.slot)
+
+    async def _view(self, message: Message, held: _Held, chat: Chat) -> dict[str, Any]:
+        """`born` tells the browser when a room is not the one it knew: after a restart, or when it was forgotten."""
+        room = held.room
+        revision, drawer = room.revision, held.drawer
+        if drawer.unrendered(chat) > _LONG_TO_DRAW:
+            # A chat that was brought in may be of any length.
+            async with self._drawing:
+                shown = await asyncio.to_thread(drawer.view, chat, revision)
+        else:
+            shown = drawer.view(chat, revision)
+        settings = {**chosen_in(chat), "system": room.settings.system}
+        return {"room": message["room"], "born": room.born, **shown, "settings": settings}
 
     def _forget_the_longest_unused(self, keep: str) -> None:
         for secret, held in list(self._rooms.items()):
@@ -321,13 +336,6 @@ def read_owner(message: Message) -> str:
     """The hash under which this browser's chats are kept; empty where it shows no proper secret."""
     secret = str(message.get("owner") or "")
     return owner_of(secret) if _SECRET.fullmatch(secret) else ""
-
-
-def _view(message: Message, held: _Held, chat: Chat) -> dict[str, Any]:
-    """`born` tells the browser when a room is not the one it knew: after a restart, or when it was forgotten."""
-    room = held.room
-    settings = {**chosen_in(chat), "system": room.settings.system}
-    return {"room": message["room"], "born": room.born, **held.drawer.view(chat, room.revision), "settings": settings}
 
 
 def _updated(chat: Chat, answer: str, changes: dict[str, Any]) -> Chat:

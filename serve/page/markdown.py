@@ -6,6 +6,7 @@ Code is highlighted here; TeX is left as text in `ls-math` elements, which the b
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -17,7 +18,7 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.texmath import texmath_plugin
-from pygments import highlight
+from pygments import format as format_tokens
 from pygments.formatters import HtmlFormatter
 from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
@@ -27,7 +28,10 @@ _WORDS = re.compile(r"(?:[^\W_]|[ ,.!?':-])+")
 """What means nothing in Markdown and is the same in HTML, within a line that begins with a letter."""
 _PARAGRAPH_END = "</p>\n"
 HIGHLIGHT_AT_MOST_CHARS = 60_000
-"""Longer code is shown plain: highlighting it would hold up everybody else."""
+"""Longer code is shown plain: highlighting it would hold up everybody else. So is what takes longer than this, and
+what looks as if somebody tried: with many lexers the time grows with the square of some repetitions."""
+_HIGHLIGHT_S = 0.3
+_REPETITION = re.compile(r"(.)\1{499}", re.DOTALL)
 
 
 def blocks(text: str) -> tuple[str, ...]:
@@ -120,8 +124,20 @@ def _lexer(language: str) -> Lexer | None:
 
 
 def _code(content: str, language: str, plain: bool) -> str:
-    lexer = None if plain or len(content) > HIGHLIGHT_AT_MOST_CHARS else _lexer(language)
-    return highlight(content, lexer, _FORMATTER) if lexer else escape(content)
+    if plain or len(content) > HIGHLIGHT_AT_MOST_CHARS or _REPETITION.search(content):
+        return escape(content)
+    lexer = _lexer(language)
+    return _highlighted(content, lexer) if lexer else escape(content)
+
+
+def _highlighted(content: str, lexer: Lexer) -> str:
+    tokens: list[Any] = []
+    until = time.thread_time() + _HIGHLIGHT_S
+    for token in lexer.get_tokens(content):
+        tokens.append(token)
+        if time.thread_time() > until:
+            return escape(content)
+    return format_tokens(tokens, _FORMATTER)
 
 
 def _fence(self: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
@@ -181,10 +197,26 @@ def _bracketed(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def _parenthesised(state: StateInline, silent: bool) -> bool:
+    r"""`\(…\)` in one line. The plug-in's own rule reads all that follows anew at each one that is never closed."""
+    start = state.pos
+    if not state.src.startswith("\\(", start):
+        return False
+    line_end = state.src.find("\n", start)
+    end = state.src.find("\\)", start + 3, line_end if line_end >= 0 else len(state.src))
+    if end < 0:
+        return False
+    if not silent:
+        state.push("math_inline", "math", 0).content = state.src[start + 2 : end]
+    state.pos = end + 2
+    return True
+
+
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
     # Both ways models write TeX: $…$ and $$…$$, \(…\) and \[…\]. A dollar beside a digit or a space is money.
     parser.use(texmath_plugin, delimiters="brackets")
+    parser.inline.ruler.at("math_inline", _parenthesised)
     parser.use(dollarmath_plugin, allow_labels=False, allow_space=False, allow_digits=False, double_inline=True)
     parser.inline.ruler.before("escape", "math_bracketed", _bracketed)
     rules = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from html import escape
 
@@ -21,6 +22,8 @@ _HEADERS = {"Cache-Control": "no-store", "X-Robots-Tag": "noindex"}
 def routes(history: History) -> list[Route]:
     """`/shared/TOKEN` and the pictures below it, for as long as the chat is shared."""
 
+    drawing = asyncio.Lock()
+
     async def page(request: Request) -> Response:
         try:
             shared = await history.shared(request.path_params["token"])
@@ -28,7 +31,10 @@ def routes(history: History) -> list[Route]:
             return _page("Not now", f"<p>{escape(error.message)}.</p>", 503)
         if shared is None:
             return _page("Nothing is shared here", "<p>The link was withdrawn, or the chat was deleted.</p>", 404)
-        return _page(shared.title, _chat(shared, request.path_params["token"]), 200)
+        # A chat that was brought in may be of any length, and nobody waits for its Markdown but who reads it.
+        async with drawing:
+            body = await asyncio.to_thread(_chat, shared, request.path_params["token"])
+        return _page(shared.title, body, 200)
 
     async def picture(request: Request) -> Response:
         try:

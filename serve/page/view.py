@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from serve.page.markdown import GrowingText, blocks
@@ -25,16 +27,32 @@ TITLES = {
 }
 
 
-class Drawer:
-    """Turns one room's chat into view data and remembers what it has rendered."""
+_LONG_S = 0.02
+_REST = 9.0
+"""So many times as long as it took nothing is rendered again, so that it never takes more than a tenth of the time."""
 
-    def __init__(self) -> None:
+
+class Drawer:
+    """Turns one room's chat into view data and remembers what it has rendered. Of a growing answer that takes long to
+    render there is a new look the more seldom: everybody else waits meanwhile."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, spent: Callable[[], float] = time.thread_time
+    ) -> None:
+        """`spent` tells what this thread has computed."""
+        self._clock, self._spent = clock, spent
         self._growing: dict[str, GrowingText] = {}
+        self._rests_until: dict[str, float] = {}
         self._rendered: dict[str, tuple[str, bool, tuple[str, ...]]] = {}
+
+    def unrendered(self, chat: Chat) -> int:
+        """Characters of answers that `view` would render."""
+        texts = ((turn.answer.text, self._rendered.get(turn.answer.id, ("",))[0]) for turn in chat.turns)
+        return sum(len(text) for text, rendered in texts if text != rendered)
 
     def view(self, chat: Chat, revision: int) -> dict[str, Any]:
         answers = {answer.id for turn in chat.turns for answer in turn.answers}
-        for store in (self._growing, self._rendered):
+        for store in (self._growing, self._rests_until, self._rendered):
             for gone in store.keys() - answers:
                 del store[gone]
         return {
@@ -79,7 +97,12 @@ class Drawer:
         if text == answer.text and final == (not answer.is_running):
             return rendered
         if answer.is_running:
+            if self._clock() < self._rests_until.get(answer.id, 0.0):
+                return rendered
+            began = self._spent()
             rendered = self._growing.setdefault(answer.id, GrowingText()).blocks(answer.text)
+            if (took := self._spent() - began) > _LONG_S:
+                self._rests_until[answer.id] = self._clock() + _REST * took
         else:
             self._growing.pop(answer.id, None)
             rendered = blocks(answer.text)

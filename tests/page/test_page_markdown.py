@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -100,6 +101,11 @@ def test_code_in_an_unknown_language_is_shown_plain() -> None:
     assert "<code>x &lt; y\n</code>" in html("```nolanguage\nx < y\n```")
 
 
+@pytest.mark.parametrize("text", ["\\(\\)", "\\(a\nb\\)", "\\(a"])
+def test_brackets_without_a_formula_in_one_line_are_text(text: str) -> None:
+    assert "ls-math" not in html(f"so {text} is")
+
+
 @pytest.mark.parametrize("text", ["$a_1$", "\\(a_1\\)"])
 def test_formulas_in_a_line_are_kept_for_the_browser_to_set(text: str) -> None:
     assert '<span class="ls-math">a_1</span>' in html(f"so {text} is")
@@ -113,6 +119,17 @@ def test_displayed_formulas_are_kept_for_the_browser_to_set(text: str) -> None:
 @pytest.mark.parametrize("text", ["It costs $5 and $6.", "from $ 3 to 4 $ or so", "US$10, not US$12"])
 def test_money_is_no_formula(text: str) -> None:
     assert "ls-math" not in html(text)
+
+
+@pytest.mark.parametrize(
+    ("language", "code"), [("java", "\n" * 4000), ("make", "a" * 4000), ("c", " \n" * 2000), ("matlab", "\n" * 8000)]
+)
+def test_code_made_to_be_slow_is_shown_plain_before_long(language: str, code: str) -> None:
+    began = time.thread_time()
+    shown = html(f"```{language}\nint x;\n{code}y\n```")
+    # Highlighted to the end it would take seconds.
+    assert time.thread_time() - began < 1
+    assert "int x;" in shown
 
 
 def test_line_breaks_of_a_model_are_kept() -> None:
@@ -138,6 +155,19 @@ def test_code_that_is_still_being_written_is_shown_as_it_comes() -> None:
     shown = GrowingText().blocks("Look:\n\n```python\nreturn 1")
     assert "return 1" in shown[-1]
     assert "ls-code" in shown[-1]
+
+
+@pytest.mark.parametrize("mark", ["\\(", "\\[", "$", "$$", "\\(a\n", "![", "[a](", "a|b\n-|-\n"])
+def test_no_mark_that_is_never_closed_takes_long_however_often_it_comes(mark: str) -> None:
+    def took(times: int) -> float:
+        text = mark * times
+        began = time.thread_time()
+        blocks(text)
+        return time.thread_time() - began
+
+    few = min(took(1000) for _ in range(3))
+    # In proportion it would be 8 times as long, in proportion to the square 64 times.
+    assert took(8000) < 30 * few + 0.1
 
 
 @given(
