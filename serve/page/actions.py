@@ -235,11 +235,13 @@ class Rooms:
         return {"room": message["room"], "born": room.born, **shown, "settings": settings}
 
     def _forget_the_longest_unused(self, keep: str) -> None:
-        for secret, held in list(self._rooms.items()):
-            if len(self._rooms) <= self._most:
-                return
-            if not held.room.is_answering and secret != keep:
-                del self._rooms[secret]
+        """Those in which nothing was said go first: they cost whoever makes them up nothing, and nobody misses them."""
+        if len(self._rooms) <= self._most:
+            return
+        unused = [secret for secret, held in self._rooms.items() if not held.room.is_answering and secret != keep]
+        unused.sort(key=lambda secret: bool(self._rooms[secret].room.chat.turns))
+        for secret in unused[: len(self._rooms) - self._most]:
+            del self._rooms[secret]
 
     async def _do(self, room: Room, message: Message, place: Place) -> None:
         match message.get("do"):

@@ -258,6 +258,16 @@ async def test_the_longest_unused_chat_is_forgotten_first(source: EchoSource, up
     assert (await act(rooms, "open", "a" * 32))["turns"] == []
 
 
+async def test_rooms_that_somebody_only_makes_up_push_no_chat_out(source: EchoSource, uploads: Path) -> None:
+    rooms = Rooms(source, PictureDesk(uploads), Feedback(None), QUICK, most=3)
+    for letter in "ab":
+        await act(rooms, "ask", letter * 32, text=letter, model="echo")
+    for number in range(20):
+        await act(rooms, "open", f"made-up-{number:024}")
+    for letter in "ab":
+        assert (await act(rooms, "open", letter * 32))["turns"][0]["text"] == letter
+
+
 async def test_an_empty_question_is_refused(rooms: Rooms, source: EchoSource) -> None:
     view = await act(rooms, "ask", text="   ", model="echo")
     assert view["turns"][-1]["answer"]["notice"]["code"] == "BadRequest"
