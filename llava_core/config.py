@@ -108,6 +108,8 @@ class LiveLimits:
 
     streams: int = 2000
     """At one time; a browser tab needs one, however many of its chats are answered."""
+    streams_each: int = 400
+    """Of one address, behind which many people may be, or of one name on a page with a login."""
     rooms: int = 100
     """In one stream."""
     ping_s: float = 15.0

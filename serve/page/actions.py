@@ -219,7 +219,8 @@ class Rooms:
 
         room = Room(self._source, self._pictures, owner[:16], self._timings, self._clock, found.chat, keep)
         room.settings = settings_of(found.chat, found.system)
-        return _Held(room, owner, found.comparison, found.slot)
+        held = _Held(room, owner, found.comparison, found.slot)
+        return held
 
     async def _view(self, message: Message, held: _Held, chat: Chat) -> dict[str, Any]:
         """`born` tells the browser when a room is not the one it knew: after a restart, or when it was forgotten."""

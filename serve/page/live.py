@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def routes(
 ) -> list[Route]:
     """`is_let_in` says whether whoever asks may see the page at all."""
     limits = limits or LiveLimits()
-    streams: set[str] = set()
+    streams: dict[str, str] = {}
 
     def behind(message: Message) -> Conversations:
         return context.arena if message.get("place") == "arena" else context.rooms
@@ -92,23 +93,26 @@ def routes(
             messages = cast("list[Message]", given)
             if not 1 <= len(messages) <= limits.rooms:
                 raise BadRequest(f"a stream is of 1 to {limits.rooms} chats, not {len(messages)}", param="rooms")
-            check_room()
+            who = reader_at(request)
         except LlavaError as error:
             return error_response(error)
-        return _Stream([(behind(message), message) for message in messages], streams, limits.ping_s)
+        return _Stream([(behind(message), message) for message in messages], streams, who, limits.ping_s)
 
     async def inspect(request: HttpRequest) -> Response:
         try:
             message = await _read(request, is_let_in)
-            check_room()
+            who = reader_at(request)
         except LlavaError as error:
             return error_response(error)
         answer = _Inspected(context.inspections, lambda: context.quotas.place(request.scope))
-        return _Stream([(answer, message)], streams, limits.ping_s)
+        return _Stream([(answer, message)], streams, who, limits.ping_s)
 
-    def check_room() -> None:
-        if len(streams) >= limits.streams:
+    def reader_at(request: HttpRequest) -> str:
+        """Whose stream it would be. Raises Overloaded where there are too many."""
+        who = str(request.scope.get("caller") or context.quotas.address_of(request.scope))
+        if len(streams) >= limits.streams or Counter(streams.values())[who] >= limits.streams_each:
             raise Overloaded("too many people read along; the page tries again", retry_after=_BUSY_RETRY_S)
+        return who
 
     ways = {"act": act, "follow": follow, "inspect": inspect}
     return [Route(f"/live/{name}", way, methods=["POST"]) for name, way in ways.items()]
@@ -120,16 +124,19 @@ class _Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, followed: Sequence[tuple[Followed, Message]], streams: set[str], ping_s: float) -> None:
+    def __init__(
+        self, followed: Sequence[tuple[Followed, Message]], streams: dict[str, str], who: str, ping_s: float
+    ) -> None:
+        """It is among the `streams` while it lasts, as that of `who`."""
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._followed = followed
-        self._streams = streams
+        self._streams, self._who = streams, who
         self._ping_s = ping_s
         self._reader = uuid.uuid4().hex
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._streams.add(self._reader)
+        self._streams[self._reader] = self._who
         tasks = {asyncio.create_task(self._follow(behind, message, send)) for behind, message in self._followed}
         leaving = asyncio.create_task(_until_gone(receive))
         try:
@@ -151,7 +158,7 @@ class _Stream(Response):
             await asyncio.wait({*tasks, leaving})
             for behind, _ in self._followed:
                 behind.leave(self._reader)
-            self._streams.discard(self._reader)
+            del self._streams[self._reader]
 
     async def _follow(self, behind: Followed, message: Message, send: Send) -> None:
         try:

@@ -271,6 +271,24 @@ async def test_a_long_wait_shows_signs_of_life(context: PageContext) -> None:
         assert await stream.next() == b": nothing new"
 
 
+async def test_no_address_takes_all_streams(context: PageContext, source: ToldSource) -> None:
+    browser = Browser(context, streams_each=1)
+    await browser.ask()
+    elsewhere = httpx.ASGITransport(browser.app, client=("5.6.7.8", 1))
+    async with (
+        browser.follow(ROOMS[0]) as stream,
+        httpx.AsyncClient(transport=elsewhere, base_url="http://page") as http,
+    ):
+        await stream.next()
+        following = {"rooms": [{"room": ROOMS[0], "owner": ME, "place": "chat"}]}
+        refused = await browser.http.post("/live/follow", json=following)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "Overloaded")
+        reading = asyncio.create_task(http.post("/live/follow", json=following))
+        source.say("hello")
+        source.end()
+        assert (await reading).status_code == 200
+
+
 async def test_more_streams_than_there_may_be_are_refused_for_a_moment(context: PageContext) -> None:
     browser = Browser(context, streams=1)
     await browser.ask()
