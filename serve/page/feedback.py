@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -76,8 +77,11 @@ class Feedback:
         line = json.dumps({**record, **_said(chat, turn, answer)}, ensure_ascii=False)
         with self._lock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+            with self._path.open("ab+") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                # A line that was cut off when the page was killed does not take this one with it.
+                begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
+                file.write(begin + line.encode("utf-8", "replace") + b"\n")
 
     def _take_out(self, which: Callable[[dict[str, Any]], bool]) -> None:
         if self._path is None:
@@ -86,7 +90,7 @@ class Feedback:
             if not self._path.exists():
                 return
             # Answers may hold other signs that split lines.
-            with self._path.open(encoding="utf-8", newline="\n") as file:
+            with self._path.open(encoding="utf-8", errors="replace", newline="\n") as file:
                 lines = list(file)
             kept = [line for line in lines if not _is_one(line, which)]
             if len(kept) < len(lines):

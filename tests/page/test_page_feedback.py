@@ -59,3 +59,16 @@ async def test_what_is_older_than_it_is_kept_goes_and_so_does_a_line_that_was_cu
     assert recorder.questions() == ["new"]
     assert "after 7 days" in recorder.feedback(7).promise
     assert "days" not in recorder.feedback().promise
+
+
+async def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "feedback.jsonl")
+    await recorder.rate("mine", "me")
+    await recorder.rate("yours", "you", "half a sign: \ud83d")
+    recorder.path.write_bytes(recorder.path.read_bytes()[:-40])
+    await recorder.rate("theirs", "them")
+    whole, cut, after = recorder.path.read_text().splitlines()
+    assert [json.loads(line)["question"] for line in (whole, after)] == ["mine", "theirs"]
+    assert "yours" in cut
+    await recorder.feedback().forget(["yours"])
+    assert recorder.questions() == ["mine", "theirs"]
