@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Annotated
@@ -25,6 +24,7 @@ from serve.credentials import PUBLIC_LINK, is_loopback
 from serve.key_ring import KeyRing, keys_file
 from serve.page.actions import Rooms
 from serve.page.context import PageContext
+from serve.page.doorman import Doorman
 from serve.page.examples import load as load_examples
 from serve.page.feedback import Feedback
 from serve.page.history import History
@@ -133,11 +133,12 @@ def main(
         print(f"error: {error.message}", file=sys.stderr)
         raise SystemExit(2) from None
     keeper = make_keeper(database_url, keep_days, keep_originals) if history == "on" else None
-    with tempfile.TemporaryDirectory(prefix="llava-serve-page-", ignore_cleanup_errors=True) as uploads:
-        quiet_gradio(Path(uploads))
+    with tempfile.TemporaryDirectory(prefix="llava-serve-page-", ignore_cleanup_errors=True) as folder:
+        uploads = Path(folder)
+        quiet_gradio(uploads)
         context = make_context(
             client,
-            uploads=Path(uploads),
+            uploads=uploads,
             examples=examples,
             feedback=logs / "feedback.jsonl" if record else None,
             mode="once" if model_list_mode == "once" else "reload",
@@ -199,8 +200,8 @@ def make_keeper(database_url: str, keep_days: int, keep_originals: bool) -> Keep
     return keeper
 
 
-def make_doorman(host: str, login: bool, insecure: bool) -> Callable[[str, str], bool] | None:
-    """Says whether a name and a key belong together; none where nobody is asked, which a network must not meet."""
+def make_doorman(host: str, login: bool, insecure: bool) -> Doorman | None:
+    """None where nobody is asked, which a network must not meet."""
     from serve.credentials import check_exposure
 
     try:
@@ -211,7 +212,7 @@ def make_doorman(host: str, login: bool, insecure: bool) -> Callable[[str, str],
     except LlavaError as error:
         print(f"error: {error.message}", file=sys.stderr)
         raise SystemExit(2) from None
-    return (lambda name, key: ring.name_of(key.strip()) == name.strip()) if login else None
+    return Doorman(ring) if login else None
 
 
 def quiet_gradio(uploads: Path) -> None:
@@ -231,7 +232,7 @@ def serve(
     host: str,
     port: int,
     share: bool,
-    login: Callable[[str, str], bool] | None = None,
+    login: Doorman | None = None,
     *,
     local: bool = False,
 ) -> None:

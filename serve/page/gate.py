@@ -56,12 +56,12 @@ class PageGate(Gate):
         if self.local:
             check_name(headers)
         check_origin(scope, headers)
+        name = self.login_of(headers)
         if path.startswith(FILES):
             self._check_file(path.removeprefix(FILES))
         elif not _KNOWN.fullmatch(path):
             raise Forbidden(f"the page has nothing at {path[:200]!r}")
-        name = self.login_of(headers)
-        if name is None and (_UPLOAD.fullmatch(path) or _LARGE.fullmatch(path)):
+        elif name is None and (_UPLOAD.fullmatch(path) or _LARGE.fullmatch(path)):
             raise Unauthorized("log in to this page first; reload it", param="login")
         return name or ""
 

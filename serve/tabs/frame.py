@@ -18,6 +18,7 @@ from llava_core.config import ServerLimits
 from serve.http_protocol import impatient_protocol
 from serve.page.assets import STATIC, head
 from serve.page.context import PageContext
+from serve.page.doorman import Doorman
 from serve.page.gate import PageFrame
 from serve.page.live import routes as live_routes
 from serve.page.shared import routes as shared_routes
@@ -58,10 +59,10 @@ def launch(
     host: str,
     port: int,
     share: bool = False,
-    login: Callable[[str, str], bool] | None = None,
+    login: Doorman | None = None,
     local: bool = False,
 ) -> gr.Blocks:
-    """Build and start the page; returns once it answers. `login` says who may see it, by name and key. A `local` one
+    """Build and start the page; returns once it answers. `login` says who may see it. A `local` one
     answers to names of this machine only."""
     folders = {example.path.parent for example in context.examples}
     blocks = build(context).queue(max_size=2000, default_concurrency_limit=64)
@@ -134,8 +135,15 @@ def _login_at(app: Any) -> Callable[[Headers], str | None]:
             return ""
         shown = Request({"type": "http", "headers": headers.raw}).cookies
         cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
-        names = (app.tokens.get(shown.get(cookie)) for cookie in cookies)
-        return next((name for name in names if name is not None), None)
+        for token in map(shown.get, cookies):
+            name = app.tokens.get(token)
+            if name is None:
+                continue
+            if app.auth.knows(name):
+                return name
+            # Whose key was revoked is let in by Gradio's own routes no more either.
+            del app.tokens[token]
+        return None
 
     return login_of
 

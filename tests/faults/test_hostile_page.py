@@ -481,6 +481,31 @@ def test_who_is_not_logged_in_gets_nothing_but_the_way_in(servers: Topology):
         assert (opened.status_code, opened.json()["turns"]) == (200, [])
 
 
+def test_whose_key_is_revoked_is_logged_in_no_more(servers: Topology):
+    page, ring = servers.servers[3], KeyRing(keys_file())
+    key = ring.add("page-leaver")
+    with httpx.Client(base_url=page.url, trust_env=False, timeout=30) as http:
+
+        def ask() -> int:
+            return http.post("/live/act", json={"do": "open", "room": "r" * 32, "place": "chat"}).status_code
+
+        for _ in range(100):  # the page looks into the file twice a second
+            if http.post("/login", data={"username": " page-leaver ", "password": key}).status_code == 200:
+                break
+            time.sleep(0.1)
+        assert ask() == 200
+        [path] = upload(http, "a.jpg", picture()).json()
+        ring.revoke("page-leaver")
+        for _ in range(100):
+            if ask() == 401:
+                break
+            time.sleep(0.1)
+        assert ask() == 401
+        assert http.get("/config").status_code == 401
+        assert http.get(f"/gradio_api/file={path}").status_code == 401
+        assert upload(http, "a.jpg", picture()).status_code == 401
+
+
 def test_a_large_body_is_not_waited_for_before_its_sender_has_logged_in(servers: Topology):
     for path in (b"queue/join", b"component_server", b"call/ask", b"run/ask", b"upload"):
         with socket.create_connection(("127.0.0.1", servers.servers[3].port)) as raw:
