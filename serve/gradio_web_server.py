@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from threading import Event
 from typing import Annotated
@@ -31,6 +30,7 @@ from serve.page.history import History
 from serve.page.models import ListMode, ModelList
 from serve.page.pictures import PictureDesk
 from serve.page.source import AnswerSource
+from serve.page.upload_folder import upload_folder
 from serve.page.uploads import Uploads
 from serve.quota import Quota
 from serve.quotas import Quotas
@@ -133,8 +133,7 @@ def main(
         print(f"error: {error.message}", file=sys.stderr)
         raise SystemExit(2) from None
     keeper = make_keeper(database_url, keep_days, keep_originals) if history == "on" else None
-    with tempfile.TemporaryDirectory(prefix="llava-serve-page-", ignore_cleanup_errors=True) as folder:
-        uploads = Path(folder)
+    with upload_folder() as uploads:
         quiet_gradio(uploads)
         context = make_context(
             client,
