@@ -12,6 +12,7 @@ from typing import Any
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, Executable, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
@@ -144,9 +145,16 @@ def migrate(connection: Connection) -> None:
     """All steps that the database has not taken yet, in the transaction of `connection`."""
     script = ScriptDirectory(str(MIGRATIONS))
     steps: Callable[..., Any] = lambda revision, _: script._upgrade_revs("head", revision)  # noqa: E731
-    with EnvironmentContext(Config(), script, fn=steps) as environment:
-        environment.configure(connection=connection, transactional_ddl=True)
-        environment.run_migrations()
+    try:
+        with EnvironmentContext(Config(), script, fn=steps) as environment:
+            environment.configure(connection=connection, transactional_ddl=True)
+            environment.run_migrations()
+    except CommandError as error:
+        raise NewerDatabase(f"it was changed by a newer version than this one ({error})") from None
+
+
+class NewerDatabase(Exception):
+    """A database that has taken steps which are not known here."""
 
 
 def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlche
 
 from llava_core.config import StoreLimits
 from serve.store.conversations import save
-from serve.store.database import Database
+from serve.store.database import Database, NewerDatabase
 from serve.store.growing import grown_texts
 from serve.store.images import keep_image, read_picture, stored_image, sweep_images
 from serve.store.messages import write_texts
@@ -183,7 +183,8 @@ class Keeper:
                 for chat, make in self._keep_growing(chats):
                     self._keep(chat, make)
                 self._recovered()
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:
+                # Whatever it is: with this thread gone, chats would be lost and nobody told.
                 self._failed(error, jobs)
                 jobs = []
             self._tried.set()
@@ -371,6 +372,8 @@ def _reason(error: Exception) -> str:
         return "this server's disk is full"
     if "readonly" in said or "read-only" in said or "permission" in said:
         return "this server may not write to its database"
+    if isinstance(error, NewerDatabase):
+        return "this server's database was changed by a newer version of it"
     if isinstance(error, OperationalError | OSError):
         return "this server's database cannot be reached"
     return "this server's database does not work as it should"

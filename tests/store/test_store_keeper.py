@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sqlalchemy import event, func, select
+from sqlalchemy import event, func, select, text
 
 from llava_core.config import StoreLimits
 from serve.store import conversations as kept
@@ -288,6 +288,25 @@ def test_a_full_disk_is_called_by_its_name_and_what_waited_is_written_when_there
         assert len(found.messages[1].text) == 500_000
     finally:
         keeper.close()
+
+
+def test_a_database_of_a_newer_version_is_told_and_chats_are_written_once_it_can_be_used(
+    keep: Callable[..., Keeper], url: str
+) -> None:
+    first = keep()
+    settle(first)
+    [here] = first.read(lambda connection: list(connection.scalars(text("SELECT version_num FROM alembic_version"))))
+    set_version = text("UPDATE alembic_version SET version_num = :number")
+    first.do(lambda connection: connection.execute(set_version, {"number": "9999"})).result(20)
+    keeper = keep()
+    keeper.note("chat-1", lambda: small_chat())
+    until(lambda: "newer version" in keeper.state.trouble)
+    assert keeper.state.unsaved == 1
+    with pytest.raises(StoreTrouble, match="newer version"):
+        keeper.read(lambda _: None)
+    first.do(lambda connection: connection.execute(set_version, {"number": here})).result(20)
+    until(lambda: keeper.state.trouble == "")
+    assert load(keeper) is not None
 
 
 def test_when_too_many_wait_the_one_that_waited_longest_is_given_up(tmp_path: Path) -> None:
