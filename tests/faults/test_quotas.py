@@ -234,7 +234,8 @@ async def test_on_the_page_an_address_has_so_many_answers_and_a_sentence_says_so
         uploads=tmp_path,
         quotas=Quotas(key=Quota(at_once=1), address=Quota(at_once=1), proxies=1),
     )
-    ann, bob = (SimpleNamespace(**{**vars(caller), "username": name}) for name in ("ann", "bob"))
+    people: list[Any] = [SimpleNamespace(**{**vars(caller), "username": name}) for name in ("ann", "bob")]
+    ann, bob = people
     async with place(context, caller):
         with pytest.raises(Overloaded, match="your address may have 1 request"):
             async with place(context, caller):
