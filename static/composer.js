@@ -107,7 +107,7 @@ class Composer {
     await Promise.all(this.pictures.map((picture) => picture.arrival));
     this.waiting = false;
     const failed = this.pictures.find((picture) => picture.failed);
-    if (failed) toast(`${failed.name} could not be uploaded. Remove it or attach it again.`, "error");
+    if (failed) toast(failed.failed, "error");
     else {
       this.view.send(this.text.value.trim(), this.pictures.map(({ arrival, questions, ...picture }) => picture));
       this.load("", []);
@@ -184,7 +184,10 @@ class Composer {
     if (!file.size) return toast(`${name} is empty.`, "error");
     const picture = { name, url: URL.createObjectURL(file), size: file.size, path: "" };
     picture.arrival = this.uploadFile(file).then(({ path }) => { picture.path = path; localPictures.set(path, picture.url); })
-      .catch(() => { picture.failed = true; })
+      .catch((error) => {
+        picture.failed = uploadTrouble(error, name);
+        if (!this.waiting) toast(picture.failed, "error");
+      })
       .finally(() => { picture.arrival = null; this.drawShelf(); this.refresh(); });
     this.pictures.push(picture);
     return undefined;

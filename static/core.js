@@ -92,6 +92,16 @@ function toast(message, kind = "info") {
   setTimeout(() => note.remove(), kind === "error" ? 9000 : 3200);
 }
 
+// What the server said of a picture that it did not take, out of the words that Gradio puts around it.
+function uploadTrouble(error, name) {
+  try {
+    const { message } = JSON.parse(error.message.slice(error.message.indexOf("{"))).error;
+    return `${message[0].toUpperCase()}${message.slice(1)}.`;
+  } catch {
+    return `${name} could not be uploaded. Remove it or attach it again.`;
+  }
+}
+
 async function copyText(text, button) {
   try {
     await navigator.clipboard.writeText(text);

@@ -78,8 +78,8 @@ class Inspect {
     const picture = { name, url: URL.createObjectURL(file) };
     try {
       picture.path = (await this.uploadFile(file)).path;
-    } catch {
-      toast(`${name} could not be uploaded. Try again.`, "error");
+    } catch (error) {
+      toast(uploadTrouble(error, name), "error");
       return;
     }
     this.show(picture);
