@@ -126,7 +126,7 @@ class History:
             raise Unauthorized("this chat belongs to another browser", param="room")
         if kept is None:
             return None
-        self._keeper.remember(id, kept.messages)
+        self._keeper.written.remember(id, kept.messages)
         chat = Chat(turns_of(kept.messages, self._picture), kept.serial)
         await self.bring_back(pictures_of(chat))
         return Found(chat, kept.system, comparison=kept.comparison, slot=kept.slot)
@@ -135,7 +135,7 @@ class History:
         """Pictures whose files have gone, the upload folder is emptied now and then, are put back from the store."""
         if self._keeper is None:
             return
-        hashes = {picture.path: sha for picture in pictures if (sha := self._keeper.hash_of(picture.path))}
+        hashes = {picture.path: sha for picture in pictures if (sha := self._keeper.written.hash_of(picture.path))}
         for path in await asyncio.to_thread(_gone, tuple(hashes)):
             try:
                 image = await self.image(hashes[path])
@@ -219,7 +219,7 @@ class History:
         if kept.sha256 is None or self._keeper is None:
             return Picture(kept.name, "", "", kept.mime, kept.size)
         picture = self._pictures.placed(kept.sha256, kept.name, kept.mime, kept.size)
-        self._keeper.know(picture.path, kept.sha256)
+        self._keeper.written.know(picture.path, kept.sha256)
         return picture
 
 

@@ -13,32 +13,24 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlchemyError
 
 from llava_core.config import StoreLimits
-from serve.store.conversations import save
 from serve.store.database import Database, NewerDatabase
-from serve.store.growing import grown_texts
-from serve.store.images import keep_image, read_picture, stored_image, sweep_images
-from serve.store.messages import write_texts
-from serve.store.records import KeptChat, KeptMessage, KeptPicture
+from serve.store.images import sweep_images
+from serve.store.records import KeptChat
 from serve.store.removing import remove_older
+from serve.store.writing import ChatWriter, Noted
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_Noted = tuple[str, Callable[[], KeptChat]]
-"""A chat's number, and what makes its latest state."""
 _MOST_GIVEN_UP = 10_000
 """Chats of which it is known that they are not kept."""
-_REMEMBERED = 500
-"""Chats whose last written state is remembered, so that the next write is only of what changed."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +57,14 @@ class Keeper:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._database = database
+        self.written = ChatWriter(database, originals=originals, now=now)
+        """What is there already."""
         self._limits = limits or StoreLimits()
         self._keep_days = keep_days
-        self._originals = originals
         self._now = now
         self._changed = threading.Condition()
         self._unsaved: dict[str, Callable[[], KeptChat]] = {}
         self._jobs: list[_Job] = []
-        self._written: OrderedDict[str, tuple[KeptMessage, ...]] = OrderedDict()
-        self._hashes: OrderedDict[str, str] = OrderedDict()
         self._state = StoreState()
         self._given_up: OrderedDict[str, None] = OrderedDict()
         self._opened = False
@@ -123,8 +114,8 @@ class Keeper:
         """Nothing that was noted of this chat so far is written any more."""
         with self._changed:
             self._unsaved.pop(chat, None)
-            self._written.pop(chat, None)
             self._given_up.pop(chat, None)
+        self.written.forget(chat)
 
     def do(self, job: Callable[[Connection], T]) -> Future[T]:
         """The job's result; while the database fails, its error at once."""
@@ -148,24 +139,6 @@ class Keeper:
         except (SQLAlchemyError, OSError) as error:
             log.warning("reading from %s failed: %s", self._database.name, error)
             raise StoreTrouble(_reason(error)) from error
-
-    def remember(self, chat: str, messages: tuple[KeptMessage, ...]) -> None:
-        """What was just read is what is written."""
-        with self._changed:
-            self._written[chat] = messages
-            while len(self._written) > _REMEMBERED:
-                self._written.popitem(last=False)
-
-    def hash_of(self, file: str) -> str | None:
-        """Under which hash the picture in this file is kept, if it is."""
-        with self._changed:
-            return self._hashes.get(file)
-
-    def know(self, file: str, sha256: str) -> None:
-        with self._changed:
-            self._hashes[file] = sha256
-            while len(self._hashes) > 20_000:
-                self._hashes.popitem(last=False)
 
     # in the thread --------------------------------------------------------------------------------------------------
 
@@ -203,40 +176,23 @@ class Keeper:
     def _open(self) -> None:
         if self._opened and not self._state.trouble and not self._database.is_lost:
             return
-        with self._changed:
-            self._written.clear()
+        self.written.forget_all()
         self._database.open()
         self._opened = True
 
-    def _keep_growing(self, chats: Sequence[_Noted]) -> Sequence[_Noted]:
-        """Write those of which only texts have grown, all in one transaction. The others are left."""
-        growing: list[tuple[_Noted, tuple[KeptMessage, ...]]] = []
-        texts: list[tuple[str, str, str]] = []
-        for chat, make in chats:
-            with self._changed:
-                before = self._written.get(chat)
-            with suppress(Exception):  # which is met again, and told, when the chat is kept by itself
-                if before and (grown := grown_texts(before, make().messages, self.hash_of)):
-                    growing.append(((chat, make), grown[0]))
-                    texts += [(chat, *text) for text in grown[1]]
-        if not growing:
-            return chats
-        with self._database.writing() as connection:
-            if not write_texts(connection, texts):  # one was deleted meanwhile
-                return chats
-        for (chat, make), messages in growing:
-            self.remember(chat, messages)
+    def _keep_growing(self, chats: Sequence[Noted]) -> Sequence[Noted]:
+        """Keep those of which only texts have grown. The others are left."""
+        done = self.written.save_growing(chats)
+        for chat, make in done:
             self._done_with(chat, make, kept=True)
-        done = {chat for (chat, _), _ in growing}
-        return [noted for noted in chats if noted[0] not in done]
+        return [noted for noted in chats if noted not in done]
 
     def _keep(self, chat: str, make: Callable[[], KeptChat]) -> None:
         kept = True
         try:
-            self._save(make())
+            self.written.save(make())
         except (IntegrityError, DataError):
-            with self._changed:
-                self._written.pop(chat, None)  # somebody else changed it: write all of it
+            self.written.forget(chat)  # somebody else changed it: write all of it
             kept = self._once_more(chat, make)
         except (SQLAlchemyError, OSError):
             raise
@@ -247,7 +203,7 @@ class Keeper:
 
     def _once_more(self, chat: str, make: Callable[[], KeptChat]) -> bool:
         try:
-            self._save(make())
+            self.written.save(make())
         except (IntegrityError, DataError):
             log.exception("the chat %s cannot be kept", chat[:6])
             return False
@@ -266,40 +222,6 @@ class Keeper:
         self._given_up[chat] = None
         while len(self._given_up) > _MOST_GIVEN_UP:
             self._given_up.popitem(last=False)
-
-    def _save(self, chat: KeptChat) -> None:
-        with self._changed:
-            before = self._written.get(chat.id)
-        known = {message.key for message in before or ()}
-        with self._database.writing() as connection:
-            messages = tuple(
-                message
-                if not message.pictures
-                else replace(
-                    message,
-                    pictures=tuple(
-                        self._stored(connection, picture, message.key in known) for picture in message.pictures
-                    ),
-                )
-                for message in chat.messages
-            )
-            chat = replace(chat, messages=messages)
-            saved = save(connection, chat, before, self._now())
-        if saved and chat.whole:
-            self.remember(chat.id, chat.messages)
-
-    def _stored(self, connection: Connection, picture: KeptPicture, known: bool) -> KeptPicture:
-        """The picture with the hash it is stored under, and stored under it."""
-        sha256 = picture.sha256 or self.hash_of(picture.file)
-        if sha256 and (known or stored_image(connection, sha256)):
-            return replace(picture, sha256=sha256, file="")
-        found = read_picture(Path(picture.file), original=self._originals) if picture.file else None
-        if found is None:
-            return replace(picture, sha256=None, file="")
-        sha256, image = found
-        keep_image(connection, sha256, image, self._now())
-        self.know(picture.file, sha256)
-        return replace(picture, sha256=sha256, file="")
 
     def _answer(self, job: _Job) -> None:
         if not job.waiting.set_running_or_notify_cancel():
@@ -326,8 +248,7 @@ class Keeper:
                     gone = remove_older(connection, self._now() - timedelta(days=self._keep_days))
                     if gone:
                         log.info("%d chats older than %d days were deleted", gone, self._keep_days)
-                        with self._changed:
-                            self._written.clear()
+                        self.written.forget_all()
                 sweep_images(connection)
                 self._database.shrink(connection)
         except (SQLAlchemyError, OSError) as error:
@@ -346,7 +267,7 @@ class Keeper:
             first = not self._state.trouble
             self._state = replace(self._state, trouble=reason, failures=self._state.failures + 1)
             self._retry_s = self._limits.retry_first_s if first else min(2 * self._retry_s, self._limits.retry_most_s)
-            self._written.clear()
+            self.written.forget_all()
             jobs = [*jobs, *self._jobs]
             self._jobs = []
         if first:

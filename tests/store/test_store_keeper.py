@@ -16,7 +16,7 @@ from sqlalchemy import event, func, select, text
 
 from llava_core.config import StoreLimits
 from serve.store import conversations as kept
-from serve.store import keeper as keeper_module
+from serve.store import writing
 from serve.store.database import Database
 from serve.store.images import fetch_image
 from serve.store.keeper import Keeper, StoreTrouble
@@ -106,8 +106,8 @@ def test_the_same_picture_is_stored_once_and_goes_with_the_last_chat_that_has_it
     keeper.note("b", lambda: with_picture(small_chat("b"), two))
     settle(keeper)
     assert images(keeper) == 1
-    sha256 = keeper.hash_of(str(one))
-    assert sha256 == keeper.hash_of(str(two))
+    sha256 = keeper.written.hash_of(str(one))
+    assert sha256 == keeper.written.hash_of(str(two))
     found = load(keeper, "a")
     assert found is not None
     assert found.messages[0].pictures[0].sha256 == sha256
@@ -138,7 +138,7 @@ def test_where_a_picture_was_taken_is_stored_only_if_asked_for(
     keeper = keep(originals=originals)
     keeper.note("chat-1", lambda: with_picture(small_chat(), file))
     settle(keeper)
-    sha256 = keeper.hash_of(str(file))
+    sha256 = keeper.written.hash_of(str(file))
     assert sha256 is not None
     image = keeper.read(lambda connection: fetch_image(connection, sha256))
     assert image is not None
@@ -178,9 +178,9 @@ def test_growing_answers_are_written_together_and_with_nothing_but_their_texts(
         keeper.note(made.id, lambda made=made: made)
     settle(keeper)
     in_full: list[str] = []
-    save = keeper_module.save
+    save = writing.save
     monkeypatch.setattr(
-        keeper_module, "save", lambda connection, chat, *rest: in_full.append(chat.id) or save(connection, chat, *rest)
+        writing, "save", lambda connection, chat, *rest: in_full.append(chat.id) or save(connection, chat, *rest)
     )
     grown = [replace(made, messages=(made.messages[0], replace(made.messages[1], text="It is"))) for made in chats]
     for made in grown:
