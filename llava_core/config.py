@@ -170,7 +170,7 @@ class WorkerTimings:
 class ServerLimits:
     """What a server bears from the other end of a connection before it hangs up; waits in seconds."""
 
-    header_s: float = 9.5
+    header_s: float = 9.0
     body_s: float = 20.0
     body_bytes_per_s: int = 32 * 1024
     """A body that keeps up this pace may take longer than `body_s`."""
