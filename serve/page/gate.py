@@ -86,6 +86,8 @@ class PageFrame(HttpFrame):
                 method, path = scope["method"], scope["path"]
                 if method == "POST" and _UPLOAD.fullmatch(path):
                     answering = uploads
+                elif path == "/":
+                    send = uploads.introduced(scope, send)
                 elif path.startswith(FILES) and not uploads.may_read(Request(scope), path.removeprefix(FILES)):
                     gone = HTTPException(404, "there is no such picture, or another browser sent it; attach it again")
                     answering = http_error_response(method, path, gone)

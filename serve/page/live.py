@@ -80,6 +80,7 @@ def routes(
     async def act(request: HttpRequest) -> Response:
         try:
             message = await _read(request, is_let_in)
+            context.uploads.check(request, message)
             view = await behind(message).tell(message, lambda: context.quotas.place(request.scope))
         except LlavaError as error:
             return error_response(error)
@@ -101,6 +102,7 @@ def routes(
     async def inspect(request: HttpRequest) -> Response:
         try:
             message = await _read(request, is_let_in)
+            context.uploads.check(request, message)
             who = reader_at(request)
         except LlavaError as error:
             return error_response(error)

@@ -12,16 +12,17 @@ import secrets
 import shutil
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llava_core.config import ImageLimits, UploadLimits
 from llava_core.errors import BadImage, BadRequest, LlavaError, Overloaded
@@ -90,6 +91,29 @@ class Uploads:
         folder = place.relative_to(self.folder).parts[0]
         return self._for_all or folder.startswith("kept-") or folder == self._folder_of(*_who(http))
 
+    def check(self, http: HttpRequest, message: Mapping[str, Any]) -> None:
+        """Raises BadImage where whoever asks this shows a picture that another browser sent."""
+        claims = message.get("pictures")
+        for claim in cast("list[Any]", claims) if isinstance(claims, list) else ():
+            path = cast("Mapping[str, Any]", claim).get("path") if isinstance(claim, Mapping) else None
+            if path and not self.may_read(http, str(path)):
+                raise BadImage("a picture did not arrive on the server; attach it again")
+
+    def introduced(self, scope: Scope, send: Send) -> Send:
+        """The answer to who opens the page has the cookie by which uploads are known: a browser may send its first
+        pictures all at once."""
+        http = HttpRequest(scope)
+        known = any(_who(http))
+
+        async def introducing(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200 and not known:
+                shown = Response()
+                _remember(shown, http, secrets.token_urlsafe(16))
+                MutableHeaders(scope=message).append("Set-Cookie", shown.headers["set-cookie"])
+            await send(message)
+
+        return introducing
+
     def sweep(self) -> None:
         """Delete what has been here for `keep_s`; what is kept of chats comes back from the store when it is needed."""
         oldest = self._clock() - self._limits.keep_s
@@ -135,8 +159,7 @@ class Uploads:
             await form.close()
         response = JSONResponse(paths)
         if not name:
-            secure = http.url.scheme == "https"
-            response.set_cookie(COOKIE, session, _COOKIE_S, secure=secure, httponly=True, samesite="strict")
+            _remember(response, http, session)
         return response
 
     def _folder_of(self, name: str, session: str) -> str:
@@ -220,6 +243,11 @@ def _who(http: HttpRequest) -> tuple[str, str]:
     name = http.scope.get("caller", "")
     shown = http.cookies.get(COOKIE, "")
     return (name, "") if name else ("", shown if _SESSION.fullmatch(shown) else "")
+
+
+def _remember(response: Response, http: HttpRequest, session: str) -> None:
+    secure = http.url.scheme == "https"
+    response.set_cookie(COOKIE, session, _COOKIE_S, secure=secure, httponly=True, samesite="strict")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -9,20 +9,22 @@ import gradio as gr
 from llava_core.errors import LlavaError
 from serve.page.context import PageContext
 from serve.tabs import Tab
-from serve.tabs.parts import message_of, offer_of
+from serve.tabs.parts import check_pictures, message_of, offer_of
 
 
 def build(context: PageContext) -> None:
     inspections = context.inspections
 
-    async def look(message: Any) -> dict[str, Any]:
+    async def look(message: Any, request: gr.Request) -> dict[str, Any]:
         try:
+            check_pictures(context, request, message_of(message))
             return await inspections.look(message_of(message))
         except LlavaError as error:
             return {"error": error.message}
 
-    async def attend(message: Any) -> dict[str, Any]:
+    async def attend(message: Any, request: gr.Request) -> dict[str, Any]:
         try:
+            check_pictures(context, request, message_of(message))
             return await inspections.attend(message_of(message))
         except LlavaError as error:
             return {"error": error.message}

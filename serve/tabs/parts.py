@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, cast
 
 import gradio as gr
+from starlette.requests import Request as HttpRequest
 
 from llava_core.config import StoreLimits
 from llava_core.errors import LlavaError
@@ -61,6 +62,12 @@ def place(context: PageContext, request: gr.Request) -> AbstractAsyncContextMana
 def owner_of(context: PageContext, request: gr.Request) -> str:
     """Whose caches an answer outside a chat may use: those of who is logged in, else of the browser's address."""
     return f"api/{request.username or context.quotas.address_of(_scope(request))}"
+
+
+def check_pictures(context: PageContext, request: gr.Request, message: dict[str, Any]) -> None:
+    """Raises BadImage where one of them was sent by another browser. For server functions, which Gradio gives the
+    request itself, whatever they say they take."""
+    context.uploads.check(cast("HttpRequest", request), message)
 
 
 def _scope(request: gr.Request) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,16 @@ def test_one_persons_upload_cannot_be_guessed(http: httpx.Client):
     assert http.get(f"/gradio_api/file={folder.parent}").status_code in (403, 404)
 
 
+def test_pictures_sent_all_at_once_are_all_their_senders(http: httpx.Client):
+    """The browser is known by the cookie that it gets with the page."""
+    assert http.get("/").status_code == 200
+    with ThreadPoolExecutor(5) as pool:
+        sent = pool.map(lambda number: upload(http, "cat.jpg", picture(b"%d" % number)).json(), range(5))
+        paths = [path for [path] in sent]
+    assert len(set(paths)) == 5
+    assert {http.get(f"/gradio_api/file={path}").status_code for path in paths} == {200}
+
+
 def test_another_browsers_upload_is_not_there_though_its_path_is_known(http: httpx.Client, page: Server):
     sent = upload(http, "cat.jpg", picture(b"mine"))
     [path] = sent.json()
@@ -317,6 +328,24 @@ def test_another_browsers_upload_is_not_there_though_its_path_is_known(http: htt
         assert other.get(f"/gradio_api/file={own}").status_code == 200
         assert other.get(address).status_code == 404
         assert http.get(f"/gradio_api/file={own}").status_code == 404
+        # Nor may a model be asked what is on it.
+        asked = {"do": "ask", "owner": "o" * 32, "place": "chat", "text": "what is it?", "model": "echo"}
+        for client, room, claim, status in (
+            (other, "p" * 32, {"path": path}, 400),
+            (other, "q" * 32, {"path": path, "example": "none-such"}, 400),
+            (other, "q" * 32, {"path": own}, 200),
+            (http, "r" * 32, {"path": path}, 200),
+        ):
+            message = {**asked, "room": room, "pictures": [{**claim, "name": "cat.jpg"}]}
+            answer = client.post("/live/act", json=message)
+            assert answer.status_code == status, answer.text
+        components = http.get("/config").json()["components"]
+        looked = {"fn_name": "look", "session_hash": "x", "data": [{**asked, "pictures": [{"path": path}]}]}
+        looked["component_id"] = next(c["id"] for c in components if "look" in c["props"].get("server_fns", ()))
+        for client, refused in ((other, True), (http, False)):
+            answer = client.post("/gradio_api/component_server", json=looked)
+            assert answer.status_code == 200
+            assert ("did not arrive" in answer.text) == refused, answer.text
         # The same picture sent by another is another file.
         [same] = upload(other, "cat.jpg", picture(b"mine")).json()
         assert same != path
@@ -507,7 +536,7 @@ def test_whose_key_is_revoked_is_logged_in_no_more(servers: Topology):
             time.sleep(0.1)
         assert ask() == 401
         assert http.get("/config").status_code == 401
-        assert http.get(f"/gradio_api/file={path}").status_code == 401
+        assert http.get(f"/gradio_api/file={path}").status_code in (401, 404)
         assert upload(http, "a.jpg", picture()).status_code == 401
 
 

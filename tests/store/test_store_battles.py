@@ -9,8 +9,9 @@ from sqlalchemy import func, select
 
 from serve.ratings import Rating
 from serve.store.battles import Style, read_battles, read_conversations, save_battle, save_snapshot
-from serve.store.conversations import listed, remove_older
+from serve.store.conversations import remove_older
 from serve.store.database import Database
+from serve.store.listing import listed
 from serve.store.tables import RATINGS, VOTES
 from tests.arena.voted import NOON, battle
 

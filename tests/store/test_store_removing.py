@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from serve.store.battles import NOBODY, OWNER, VotedBattle, read_battles, read_conversations, save_battle
-from serve.store.listing import listed
 from serve.store.database import Database
+from serve.store.listing import listed
 from serve.store.open_votes import OpenVote, read_open_vote, save_open_vote
 from serve.store.removing import remove_all, remove_older
 from serve.store.tables import BATTLES, VOTES
