@@ -168,7 +168,7 @@ def make_context(
     """What the tabs are built with. `uploads` must be the folder Gradio uploads to."""
     limits = limits or ImageLimits()
     shown = load_examples(examples)
-    kept = Feedback(feedback, keep_days)
+    kept = Feedback(feedback, keep_days, deletable=keeper is not None)
     desk = PictureDesk(uploads, shown, limits)
     quotas = quotas or Quotas()
     history = History(keeper, desk, keep_days=keep_days)

@@ -79,11 +79,11 @@ class KeyRing:
         key = self._keys.get(hash_of(secret))
         return key.name if key is not None and key.is_valid(self._calendar()) else None
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a valid key of this name."""
+    def holds(self, digest: str) -> bool:
+        """Whether the key of which `hash_of` gave this is valid."""
         self._look()
-        now = self._calendar()
-        return any(key.name == name and key.is_valid(now) for key in self._keys.values())
+        key = self._keys.get(digest)
+        return key is not None and key.is_valid(self._calendar())
 
     def quota_of(self, name: str) -> Quota | None:
         """What the holder of this key may ask for, where it is not what all may."""

@@ -85,7 +85,7 @@ class Quotas:
         # Counted before the first wait, so that two cannot take the last place.
         self._busy[who] += places
         try:
-            await self._take(who, said, quota, places)
+            await self._take(who, said, quota, places, whole=more > 0)
             yield
         finally:
             self._busy[who] -= places
@@ -105,7 +105,8 @@ class Quotas:
         address = self.address_of(scope)
         return f"address {address}", "your address", self._address
 
-    async def _take(self, who: str, said: str, quota: Quota, places: int) -> None:
+    async def _take(self, who: str, said: str, quota: Quota, places: int, *, whole: bool) -> None:
+        """With `whole` only a window that nothing is left in has room for so many."""
         if time.monotonic() < self._uncounted_until:
             return
         try:
@@ -114,15 +115,16 @@ class Quotas:
             for ask in (self._windows.test, self._windows.hit):
                 for window in quota.windows:
                     if not await ask(window, who, cost=places):
-                        raise await self._refusal(window, who, said)
+                        raise await self._refusal(window, who, said, whole)
         except StorageError as error:
             # Better nobody is counted than nobody served.
             self._uncounted_until = time.monotonic() + _UNCOUNTED_S
             log.warning("rates are not counted for %.0f s: their storage fails (%r)", _UNCOUNTED_S, error.storage_error)
 
-    async def _refusal(self, window: RateLimitItem, who: str, said: str) -> Overloaded:
+    async def _refusal(self, window: RateLimitItem, who: str, said: str, whole: bool) -> Overloaded:
         reset = (await self._windows.get_window_stats(window, who)).reset_time
-        wait = max(1, math.ceil(reset - time.time()))
+        # The first place of a request for several answers counts, too, until then.
+        wait = window.get_expiry() + 1 if whole else max(1, math.ceil(reset - time.time()))
         self.refused += 1
         span = window.get_expiry() // window.multiples
         name = window.GRANULARITY.name if window.multiples == 1 else f"{window.multiples * span} seconds"

@@ -62,6 +62,9 @@ class RemoteInspector:
         with self._breakers.trying(address):
             try:
                 answer = await self._http.send("POST", address + path, body, headers)
+                if answer.status < 500:
+                    # Said at once: while a worker is only tried, nobody else asks it.
+                    self._breakers.succeeded(address)
                 try:
                     data = bytearray()
                     while piece := await read_piece(answer):
@@ -75,8 +78,6 @@ class RemoteInspector:
                     raise
                 self._breakers.failed(address, at_once=isinstance(cause, aiohttp.ClientConnectorError))
                 raise WorkerLost("the worker went away; try again", request_id=request.id) from cause
-            if answer.status < 500:
-                self._breakers.succeeded(address)
         if answer.status != 200:
             raise _failure(answer, bytes(data), request)
         return bytes(data)

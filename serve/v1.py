@@ -80,7 +80,8 @@ def chat_endpoint(
 ) -> Endpoint:
     """What answers at `CHAT_PATH`. `on_failure` learns of answers that ended with an error. What `refusal` gives is
     told before anything of a request is read, since megabytes of pictures cost time that running answers need; and once
-    more where the request turns out to want several answers. Each of them counts as a request of its own."""
+    more where the request turns out to want several answers. Each of them counts as a request of its own, and a
+    controller asks a worker for each."""
     limits, server = limits or RequestLimits(), server or ServerLimits()
     metrics = metrics or Metrics(lambda: ())
 

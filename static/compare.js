@@ -107,9 +107,9 @@ class CompareView extends ColumnsView {
     const model = offer.models.find(({ name }) => !taken.includes(name)) ?? offer.models[0];
     const origin = this.panes.find((pane) => pane.data.turns.length);
     this.keep([...this.order, side]);
+    this.arrange(); // so that the new column knows its place before it asks
     const pane = this.made.find((each) => each.side === side);
     pane.begin(model?.name ?? "", origin);
-    this.arrange();
     this.refresh();
     if (onePage.matches) this.turnTo(pane.place);
     pane.picker.button.focus({ preventScroll: true });
@@ -117,9 +117,10 @@ class CompareView extends ColumnsView {
 
   close(pane) {
     if (this.order.length <= 2) return;
+    const asked = pane.running || pane.data.turns.length;
     if (pane.running) pane.act({ do: "stop" });
     pane.joining = false;
-    if (pane.data.turns.length) pane.act({ do: "part" }).then(() => chatList?.soon());
+    if (asked) pane.act({ do: "part" }).then(() => chatList?.soon());
     this.keep(this.order.filter((side) => side !== pane.side));
     this.arrange();
     this.refresh();

@@ -148,9 +148,10 @@ class ChatList {
       tab.click();
       return void this.leave();
     }
-    if (chat.id !== this.open) {
+    const id = chat.columns[0]?.id ?? chat.id; // where there is no tab for comparisons, as in frames
+    if (id !== this.open) {
       viewOf("chat").left = [];
-      viewOf("chat").enter([chat.id]);
+      viewOf("chat").enter([id]);
     }
     for (const item of this.list.querySelectorAll(".ls-chat-open")) item.removeAttribute("aria-current");
     this.list.querySelector(`li[data-id="${CSS.escape(chat.id)}"] .ls-chat-open`)?.setAttribute("aria-current", "true");
@@ -196,7 +197,7 @@ class ChatList {
   }
 
   export({ id, columns }, kind) {
-    saveChat(this.server, columns.length ? { kind, owner, rooms: columns.map((column) => column.id) } : { kind, owner, room: id });
+    saveChat(this.server, columns.length ? { kind, owner, place: "compare", rooms: columns.map((column) => column.id) } : { kind, owner, place: "chat", room: id });
   }
 
   rename(chat) {

@@ -13,7 +13,7 @@ from llava_core.builtin.parts import Say
 
 NEWEST = 2
 """Of each kind these stay, however old: another checkout may serve the one before."""
-UNUSED_S = 7 * 24 * 3600.0
+UNUSED_S = 60 * 24 * 3600.0
 """What a start used since then stays, too: it may be served still, and a worker that is started again loads it anew."""
 _OURS = re.compile(r"(builtin(?:-stage1)?|base|smollm2-135m-instruct)-[0-9a-f]{8,12}(?:-[0-9a-f]{8})?")
 _UNFINISHED = re.compile(rf"\.{_OURS.pattern}(?:\.\d+)+(?:\.tower)?")

@@ -25,8 +25,8 @@ from serve.arena.leaks import find_leak_in
 from serve.arena.ledger import Ledger
 from serve.arena.pairing import choose
 from serve.arena.standings import Move, Standings
-from serve.page.actions import Message, read_owner
 from serve.page.history import owner_of
+from serve.page.messages import Message, read_owner
 from serve.page.models import ModelList
 from serve.page.room import Place
 from serve.page.session import Chat
@@ -37,6 +37,7 @@ LABELS = ("Model A", "Model B")
 _STAYS = "how you voted stays in the ratings, as nobody's vote."
 _VERDICTS = ("a", "b", "tie", "both_bad")
 _ASKING = ("ask", "edit", "retry", "resume")
+_ELSEWHERE = ("join", "copy", "part")
 
 
 @dataclass
@@ -131,7 +132,8 @@ class Arena:
         battle = self._of(secret, _owner(message, secret))
         if battle is None or battle.vote is None:
             raise BadRequest("a file would tell the models' names; vote first")
-        return await self.rooms.export(message)
+        # The one battle that was voted on, whatever others the message names.
+        return await self.rooms.export({name: value for name, value in message.items() if name != "rooms"})
 
     async def vote(self, message: Message) -> dict[str, Any]:
         """Count the vote and tell the names. The same vote again may add a reason. Raises BadRequest otherwise."""
@@ -203,6 +205,8 @@ class Arena:
         addressed = {**message, "model": "", "place": "arena"}
         if message.get("do") == "rate":
             raise BadRequest("in the arena the vote is the rating")
+        if message.get("do") in _ELSEWHERE:
+            raise BadRequest("a blind battle takes nothing over from another chat; begin a new one")
         if message.get("do") in _ASKING:
             pictures = bool(message.get("pictures"))
             async with self._changing:

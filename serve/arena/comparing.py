@@ -19,8 +19,9 @@ from sqlalchemy import Connection
 from llava_core.config import ArenaLimits, CompareLimits
 from llava_core.errors import BadRequest
 from serve.arena import facts
-from serve.page.actions import Message, Rooms, read_owner
+from serve.page.actions import Rooms
 from serve.page.history import HistoryTrouble
+from serve.page.messages import Message, read_owner
 from serve.page.session import Chat
 from serve.store.keeper import Keeper, StoreTrouble
 from serve.store.open_votes import OpenVerdict, OpenVote, read_open_vote, save_open_vote, withdraw_open_vote

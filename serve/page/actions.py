@@ -7,24 +7,23 @@ knows it is in the room, nobody else is; and `owner`, a secret it made up for it
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from secrets import token_urlsafe
 from typing import Any, cast
 
 from llava_core.config import CompareLimits
-from llava_core.errors import BadImage, BadRequest, LlavaError, Unauthorized
-from llava_core.types import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Sampling
+from llava_core.errors import BadRequest, LlavaError, Unauthorized
 from serve.page import comparison, export, session
 from serve.page.bring_in import read_chat
 from serve.page.feedback import Feedback
 from serve.page.history import Found, History, HistoryTrouble, owner_of, pictures_of
+from serve.page.messages import LONGEST_QUESTION, SECRET, Message, read_claims, read_number, read_owner, read_settings
 from serve.page.pictures import PictureDesk
 from serve.page.room import Place, Room, RoomTimings, Settings, chosen_in, settings_of
 from serve.page.session import Chat, Rating
@@ -32,14 +31,10 @@ from serve.page.source import AnswerSource
 from serve.page.tree import title_of
 from serve.page.view import Drawer
 
-_SECRET = re.compile(r"[A-Za-z0-9_-]{20,80}")
-_LONGEST_QUESTION = 200_000
 _LONG_TO_DRAW = 50_000
 """Characters of answers whose Markdown is rendered in a thread, one chat at a time, so that everybody else goes on."""
 _NEED_PICTURES = ("open", "ask", "edit", "retry", "resume")
 _ASKING = ("ask", "edit", "retry", "resume", "join")
-
-Message = Mapping[str, Any]
 
 
 @dataclass
@@ -137,7 +132,7 @@ class Rooms:
     async def bring_in(self, secret: str, owner: str, name: str, text: str) -> list[str]:
         """A chat out of a file as a room of the owner, or a comparison, of which the columns' rooms are told. Raises
         BadRequest or BadImage for a file that is neither."""
-        if not _SECRET.fullmatch(secret) or secret in self._rooms:
+        if not SECRET.fullmatch(secret) or secret in self._rooms:
             raise BadRequest("this page lost track of its chat; reload it", param="id")
         found = await asyncio.to_thread(read_chat, name, text, self._pictures.take_in)
         if not found.beside:
@@ -186,7 +181,7 @@ class Rooms:
 
     async def _held(self, message: Message) -> _Held:
         secret = str(message.get("room", ""))
-        if not _SECRET.fullmatch(secret):
+        if not SECRET.fullmatch(secret):
             raise BadRequest("this page lost track of its chat; reload it", param="room")
         owner = read_owner(message) or owner_of(secret)
         if secret not in self._rooms:
@@ -257,7 +252,7 @@ class Rooms:
             case "join":
                 origin = await self._origin(message)
                 model = str(message.get("model") or "")
-                await room.become(session.join(origin.chat, model), _settings(message), place)
+                await room.become(session.join(origin.chat, model), read_settings(message), place)
             case "copy":
                 origin = await self._origin(message)
                 await room.become(session.settled(origin.chat), origin.settings)
@@ -268,10 +263,10 @@ class Rooms:
             case "restore":
                 await room.change(session.restore)
             case "show":
-                turn, shown = str(message.get("turn")), _whole(message.get("shown"), 0)
+                turn, shown = str(message.get("turn")), read_number(message.get("shown"), 0)
                 room.mark(lambda chat: session.show(chat, turn, shown))
             case "show wording":
-                turn, wording = str(message.get("turn")), _whole(message.get("shown"), 0)
+                turn, wording = str(message.get("turn")), read_number(message.get("shown"), 0)
                 room.mark(lambda chat: session.show_wording(chat, turn, wording))
             case "rate":
                 await self._rate(room, message)
@@ -281,21 +276,23 @@ class Rooms:
     async def _part(self, held: _Held, message: Message) -> None:
         """The column was closed: it goes on as a chat of its own."""
         held.comparison = held.slot = None
-        with suppress(HistoryTrouble):  # what is kept of it says so when it is written next
+        try:
             await self.history.part(str(message["room"]), held.owner)
+        except HistoryTrouble:
+            held.room.mark(lambda chat: chat)  # what is kept of it says so when it can be written
 
     async def _question(self, room: Room, message: Message, place: Place) -> None:
         text, model = str(message.get("text") or "").strip(), str(message.get("model") or "")
         try:
-            if len(text) > _LONGEST_QUESTION:
-                raise BadRequest(f"the question has {len(text)} characters, more than {_LONGEST_QUESTION}; shorten it")
-            pictures = await self._pictures.accept(_claims(message))
+            if len(text) > LONGEST_QUESTION:
+                raise BadRequest(f"the question has {len(text)} characters, more than {LONGEST_QUESTION}; shorten it")
+            pictures = await self._pictures.accept(read_claims(message))
             if not text and not pictures:
                 raise BadRequest("there is nothing to send; write a question or attach a picture")
-            settings = _settings(message)
+            settings = read_settings(message)
         except LlavaError as error:
             await room.stop()
-            room.refuse(error, text[:_LONGEST_QUESTION], (), model)
+            room.refuse(error, text[:LONGEST_QUESTION], (), model)
             return
         if message.get("do") == "edit":
             await room.edit(str(message.get("turn")), text, pictures, model, settings, place)
@@ -310,7 +307,7 @@ class Rooms:
 
     async def _retry(self, room: Room, message: Message, place: Place) -> None:
         try:
-            settings = _settings(message)
+            settings = read_settings(message)
         except LlavaError:
             settings = room.settings
         await room.retry(str(message.get("model") or ""), settings, str(message.get("turn") or ""), place)
@@ -331,43 +328,9 @@ class Rooms:
 def _stand(held: _Held, message: Message) -> None:
     """A chat is a column of the comparison that it was asked in last."""
     comparison, slot = str(message.get("comparison") or ""), message.get("slot")
-    if _SECRET.fullmatch(comparison) and isinstance(slot, int) and 0 <= slot < CompareLimits().columns:
+    if SECRET.fullmatch(comparison) and isinstance(slot, int) and 0 <= slot < CompareLimits().columns:
         held.comparison, held.slot = comparison, slot
-
-
-def read_owner(message: Message) -> str:
-    """The hash under which this browser's chats are kept; empty where it shows no proper secret."""
-    secret = str(message.get("owner") or "")
-    return owner_of(secret) if _SECRET.fullmatch(secret) else ""
 
 
 def _updated(chat: Chat, answer: str, changes: dict[str, Any]) -> Chat:
     return session.update(chat, answer, **changes)
-
-
-def _claims(message: Message) -> list[Message]:
-    listed = message.get("pictures") or []
-    if not isinstance(listed, list) or not all(isinstance(claim, Mapping) for claim in listed):
-        raise BadImage("the pictures did not arrive as they should; attach them again")
-    return cast("list[Message]", listed)
-
-
-def _settings(message: Message) -> Settings:
-    """The person's settings. Raises BadRequest for a number out of range."""
-    given = message.get("settings")
-    chosen: Message = cast("Message", given) if isinstance(given, Mapping) else {}
-    seed = chosen.get("seed")
-    try:
-        sampling = Sampling(
-            max_tokens=int(chosen.get("max_tokens", DEFAULT_MAX_TOKENS)),
-            temperature=float(chosen.get("temperature", DEFAULT_TEMPERATURE)),
-            top_p=float(chosen.get("top_p", DEFAULT_TOP_P)),
-            seed=None if seed in (None, "") else int(cast(str, seed)),
-        )
-    except (TypeError, ValueError, OverflowError):
-        raise BadRequest("one of the settings is not a number; open them and set it again") from None
-    return replace(Settings(), system=str(chosen.get("system") or "")[:_LONGEST_QUESTION], sampling=sampling)
-
-
-def _whole(value: Any, otherwise: int) -> int:
-    return value if isinstance(value, int) else otherwise

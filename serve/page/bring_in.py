@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -229,11 +230,15 @@ def _figures(given: Any) -> Figures | None:
     return Figures(abs(float(row["first_token_s"])), abs(float(row["answer_s"])), Usage(*counts))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _parameters(given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         return {}
     row = cast("Mapping[str, Any]", given)
-    kept = {name: row[name] for name in ("temperature", "top_p") if isinstance(row.get(name), int | float)}
+    kept = {name: row[name] for name in ("temperature", "top_p") if _is_number(row.get(name))}
     if isinstance(row.get("max_tokens"), int):
         kept["max_tokens"] = row["max_tokens"]
     seed, system = row.get("seed"), row.get("system")

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 WHAT_IS_KEPT = (
     "Ratings and flags are kept on this server with the question, the answer, the chat before it and the model's name. "
-    "Pictures are not kept, only their fingerprints. What you rated in a chat goes when you delete the chat"
+    "Pictures are not kept, only their fingerprints."
 )
 NOTHING_IS_KEPT = "Ratings and flags are kept with the chat and go with it; this server keeps no other record of them."
 
@@ -31,10 +31,14 @@ def _now() -> datetime:
 class Feedback:
     """Where ratings go. `path` None keeps nothing, `keep_days` 0 keeps them until their chat is deleted."""
 
-    def __init__(self, path: Path | None, keep_days: int = 0, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self, path: Path | None, keep_days: int = 0, clock: Callable[[], datetime] = _now, *, deletable: bool = True
+    ) -> None:
+        """`deletable` says whether people can delete chats here."""
         self._path = path
         self._keep_days = keep_days
         self._clock = clock
+        self._deletable = deletable
         self._lock = threading.Lock()
 
     @property
@@ -46,7 +50,9 @@ class Feedback:
         """What the page says about it."""
         if self._path is None:
             return NOTHING_IS_KEPT
-        return f"{WHAT_IS_KEPT}, or after {self._keep_days} days." if self._keep_days else f"{WHAT_IS_KEPT}."
+        ends = ["when you delete the chat"] if self._deletable else []
+        ends += [f"after {self._keep_days} days"] if self._keep_days else []
+        return f"{WHAT_IS_KEPT} What you rated in a chat goes {', or '.join(ends)}." if ends else WHAT_IS_KEPT
 
     async def keep(self, room: str, owner: str, chat: Chat, turn: Turn, answer: Answer) -> None:
         """One line per change of mind; the last line about an answer counts."""

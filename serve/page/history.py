@@ -77,7 +77,9 @@ class History:
     @property
     def end(self) -> str:
         """When what people write beside their chats, about a vote for one, is deleted."""
-        days = f", or after {self._keep_days} days" if self._keep_days and self.is_on else ""
+        if not self.is_on:
+            return "when this server restarts"
+        days = f", or after {self._keep_days} days" if self._keep_days else ""
         return f"when you delete all your chats{days}"
 
     @property
@@ -152,9 +154,10 @@ class History:
         if self._keeper is None:
             return (), False
         await self._do(lambda _: None)  # what was said up to now is written first
-        most = self._limits.max_listed * min(max(1, looks), self._limits.most_looks)
+        looks = min(max(1, looks), self._limits.most_looks)
+        most = self._limits.max_listed * looks
         found = await self._read(lambda connection: listed(connection, owner, query[:200], most + 1))
-        return found[:most], len(found) > most
+        return found[:most], len(found) > most and looks < self._limits.most_looks
 
     async def rename(self, id: str, owner: str, title: str) -> bool:
         return await self._do(lambda connection: conversations.rename(connection, id, owner, title))

@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from llava_core.errors import BadRequest, LlavaError
 from llava_core.inspection import SeenAttention, SeenPrompt
 from llava_core.types import Begun, Chunk, Request, Sampling, TextPart, TokenLogprob, user
-from serve.page.actions import read_owner
+from serve.page.messages import read_owner
 from serve.page.pictures import PictureDesk
 from serve.page.source import AnswerSource
 

@@ -25,9 +25,9 @@ from llava_core.chat_events import sse
 from llava_core.config import LiveLimits
 from llava_core.errors import BadRequest, LlavaError, Overloaded, Unauthorized
 from serve.error_handlers import error_response
-from serve.page.actions import Message
 from serve.page.context import PageContext
 from serve.page.inspection import Inspections
+from serve.page.messages import Message
 from serve.page.room import Place
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

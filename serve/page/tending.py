@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from llava_core.errors import BadRequest
-from serve.page.actions import Message, Rooms, read_owner
+from serve.page.actions import Rooms
+from serve.page.messages import Message, read_owner
 from serve.store.records import Listed
 
 
@@ -40,6 +41,8 @@ async def tend(rooms: Rooms, message: Message, elsewhere: Sequence[Forgetful] = 
         case "delete":
             await rooms.drop(owner, [id])
             gone = await history.delete(id, owner)
+            # Another tab may have come back to it meanwhile.
+            await rooms.drop(owner, [id, *gone])
             await rooms.forget_ratings(gone)
             done = {"gone": gone} if gone else None
         case "delete all":

@@ -20,7 +20,7 @@ _PREFIX = "llava-serve-page-"
 def upload_folder() -> Generator[Path]:
     """Whoever uses such a folder holds a lock on it, which ends with the process; so what is found without one was left
     by a page that had no time to delete it, and is deleted first."""
-    root = Path(tempfile.gettempdir())
+    root = Path(tempfile.gettempdir()).resolve()
     for left in root.glob(f"{_PREFIX}*"):
         _delete_if_left(left)
     # Locked before it has the name by which another page would take it for one that was left.

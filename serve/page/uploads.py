@@ -146,6 +146,8 @@ class Uploads:
         parser = MultiPartParser(
             http.headers, http.stream(), max_files=self._images.max_images, max_fields=self._images.max_images
         )
+        # All in memory: what cameras wrote must not lie in a file, not even in one without a name.
+        parser.spool_max_size = self._images.max_bytes + 1
         try:
             form = await parser.parse()
         except MultiPartException:
@@ -247,7 +249,7 @@ def _who(http: HttpRequest) -> tuple[str, str]:
 
 def _remember(response: Response, http: HttpRequest, session: str) -> None:
     secure = http.url.scheme == "https"
-    response.set_cookie(COOKIE, session, _COOKIE_S, secure=secure, httponly=True, samesite="strict")
+    response.set_cookie(COOKIE, session, _COOKIE_S, secure=secure, httponly=True, samesite="lax")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -139,7 +139,7 @@ def _login_at(app: Any) -> Callable[[Headers], str | None]:
             name = app.tokens.get(token)
             if name is None:
                 continue
-            if app.auth.knows(name):
+            if app.auth.knows(token, name):
                 return name
             # Whose key was revoked is let in by Gradio's own routes no more either.
             del app.tokens[token]

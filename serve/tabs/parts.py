@@ -17,8 +17,8 @@ from starlette.requests import Request as HttpRequest
 from llava_core.config import StoreLimits
 from llava_core.errors import LlavaError
 from serve.page import tending
-from serve.page.actions import Message, read_owner
 from serve.page.context import PageContext
+from serve.page.messages import Message, read_owner
 from serve.page.models import Offer
 
 

@@ -116,6 +116,17 @@ async def test_nothing_tells_the_models_before_the_vote_and_everything_after(mak
         assert view["battle"]["voted"] == "a"
         file = await arena.export({"room": f"{SECRET}-{side}", "owner": ME, "kind": "json"})
         assert model["name"] in file
+    # A battle that is still open tells nothing by way of one that is not.
+    other = "o" * 32
+    for side in ("left", "right"):
+        asked = {"do": "ask", "owner": ME, "text": "and this?", "room": f"{other}-{side}"}
+        await arena.tell(asked)
+    rooms = [f"{other}-{side}" for side in ("left", "right")]
+    file = await arena.export({"room": f"{SECRET}-left", "rooms": rooms, "owner": ME, "kind": "json"})
+    assert "and this?" not in file
+    for do in ("copy", "join"):
+        with pytest.raises(BadRequest, match="takes nothing over"):
+            await arena.tell({"do": do, "room": f"{SECRET}-left", "from": f"{other}-left", "owner": ME})
 
 
 async def test_an_error_does_not_tell_the_model_either(make: Make) -> None:

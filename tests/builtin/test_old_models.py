@@ -36,8 +36,8 @@ def test_those_that_newer_ones_replaced_go_and_the_newest_two_of_each_kind_stay(
     assert {path for path in old if str(path) in " ".join(said)} == set(old)
 
 
-def test_what_a_start_used_within_a_week_stays(tmp_path: Path) -> None:
-    days = {"a": 0, "b": 1, "c": 6, "d": 8}
+def test_what_a_start_used_within_two_months_stays(tmp_path: Path) -> None:
+    days = {"a": 0, "b": 1, "c": 59, "d": 61}
     folders = [folder(tmp_path, f"builtin-{digit * 12}", ago) for digit, ago in days.items()]
     old_models.clear_old(folders[0], print, NOW)
     assert left(tmp_path) == {each.name for each in folders[:3]}
@@ -45,7 +45,7 @@ def test_what_a_start_used_within_a_week_stays(tmp_path: Path) -> None:
 
 def test_using_one_again_counts(tmp_path: Path) -> None:
     oldest = folder(tmp_path, f"builtin-{'a' * 12}", 90)
-    for digit, days in zip("bc", (30, 60), strict=True):
+    for digit, days in zip("bc", (65, 70), strict=True):
         folder(tmp_path, f"builtin-{digit * 12}", days)
     old_models.clear_old(oldest, print, NOW)
     assert left(tmp_path) == {f"builtin-{digit * 12}" for digit in "ab"}
@@ -54,7 +54,7 @@ def test_using_one_again_counts(tmp_path: Path) -> None:
 def test_what_a_killed_start_left_goes_and_what_is_not_ours_stays(tmp_path: Path) -> None:
     used = folder(tmp_path, f"builtin-{'a' * 12}", 0)
     killed, running = f".builtin-{'b' * 12}.41", f".builtin-{'c' * 12}.42"
-    folder(tmp_path, killed, 30)
+    folder(tmp_path, killed, 61)
     folder(tmp_path, running, 0.01)
     others = {"builtin-mine", "llava-1.5-7b", f"builtin-{'b' * 12}.backup"}
     for other in others:

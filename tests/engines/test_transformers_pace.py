@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,14 +15,31 @@ from llava_core.engines.transformers.pace import Pace
 from llava_core.types import user
 
 
+@dataclass
+class Machine:
+    """Steps take `fixed_s` and `token_s` more for each token that they prefill."""
+
+    pace: Pace
+    fixed_s: float
+    token_s: float
+    now: float = 0.0
+
+    def step(self, tokens: int, *, waited_for: bool = True, behind: float = 0.0) -> float:
+        """Its seconds; it waits for what the device is `behind`, too, unless it is not waited for itself."""
+        seconds = self.fixed_s + tokens * self.token_s
+        began, self.now = self.now, self.now + (seconds + behind if waited_for else 0.001)
+        self.pace.took(tokens, began, self.now, waited_for=waited_for)
+        return seconds
+
+
 def settle(pace: Pace, *, fixed_s: float, token_s: float, steps: int = 60) -> tuple[int, float]:
     """Run steps on a machine of that speed; the last one's tokens and seconds."""
+    machine = Machine(pace, fixed_s, token_s)
     tokens, seconds = 0, 0.0
     for _ in range(steps):
-        pace.took(0, fixed_s)
+        machine.step(0)
         tokens = pace.room()
-        seconds = fixed_s + tokens * token_s
-        pace.took(tokens, seconds)
+        seconds = machine.step(tokens)
     return tokens, seconds
 
 
@@ -47,15 +65,27 @@ def test_a_step_is_never_too_short_to_be_worth_it() -> None:
 def test_one_stall_is_forgotten() -> None:
     pace = Pace(384)
     before, _ = settle(pace, fixed_s=0.007, token_s=0.0005)
-    pace.took(before, 30.0)
+    pace.took(before, 0.0, 30.0, waited_for=True)
     assert pace.room() == 32
     assert settle(pace, fixed_s=0.007, token_s=0.0005)[0] == pytest.approx(before, abs=3)
 
 
 def test_a_short_remainder_says_nothing_about_the_speed() -> None:
     pace = Pace(384)
-    pace.took(3, 0.05)
+    pace.took(3, 0.0, 0.05, waited_for=True)
     assert pace.room() == 384
+
+
+def test_what_a_device_still_computes_is_not_taken_for_the_next_steps_own() -> None:
+    pace = Pace(4096)
+    machine = Machine(pace, 0.0, 0.0001)
+    behind = machine.step(4096, waited_for=False)
+    machine.step(100, behind=behind)
+    assert pace.room() == pytest.approx(1000, rel=0.02)
+    machine.step(4096, waited_for=False)
+    machine.now += 60.0  # whoever asked left, and the device had nothing to do
+    machine.step(100)
+    assert pace.room() == pytest.approx(1000, rel=0.02)
 
 
 async def test_a_long_prompt_beside_a_running_answer_is_cut_by_pace_and_alone_it_is_not(

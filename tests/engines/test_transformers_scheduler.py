@@ -74,6 +74,16 @@ def test_many_short_prompts_of_one_person_go_in_turns_with_anothers_short_one() 
     assert steps(rows, 400, 2)[0] == [(0, 100), (8, 100), (1, 100), (2, 100)]
 
 
+def test_in_brief_steps_short_prompts_one_after_another_leave_half_to_a_long_one() -> None:
+    turns: Turns[Row] = Turns()
+    long = Row(600, owner="b")
+    for _ in range(10):
+        rows = [*(Row(90, owner=owner) for owner in "acd"), long]
+        for share in turns.plan(rows, 32, short=96):
+            share.sequence.remaining -= share.count
+    assert long.remaining == 600 - 10 * 16
+
+
 def test_a_prompt_stops_before_a_picture_that_is_not_encoded_yet() -> None:
     assert shares([Row(600, encoded=35), Row(600, encoded=0)], 384) == [(0, 35)]
 

@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse
 from llava_core.errors import Forbidden
 from serve.credentials import FOLDER
 from serve.key_ring import KeyRing, keys_file
+from serve.page.doorman import Doorman
 from serve.page.gate import PageFrame, PageGate
 from serve.page.uploads import COOKIE, Uploads
 from tests.faults.lateness import Lateness
@@ -312,7 +313,7 @@ def test_another_browsers_upload_is_not_there_though_its_path_is_known(http: htt
     [path] = sent.json()
     cookie = sent.headers["set-cookie"].lower()
     assert "httponly" in cookie
-    assert "samesite=strict" in cookie
+    assert "samesite=lax" in cookie
     address = f"/gradio_api/file={path}"
     assert http.get(address).status_code == 200
     with httpx.Client(base_url=page.url, trust_env=False, timeout=60) as other:
@@ -475,16 +476,18 @@ def test_half_requests_are_hung_up_on(page: Server):
         held = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(100)]
         for each in held:
             each.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
-        began = time.monotonic()
+        began, took = time.monotonic(), list[float]()
         assert httpx.get(f"{page.url}/health/live", trust_env=False, timeout=30).status_code == 200
         for each in held:
             each.settimeout(60)
             with suppress(ConnectionError):
                 assert each.recv(1000) == b""
+            took.append(time.monotonic() - began)
             each.close()
-        took = time.monotonic() - began
-    print(f"\n{len(held)} half heads at the page: the last was hung up on after {took:.1f} s; {late}")
-    assert took < late.allows(10)
+    median = statistics.median(took)
+    print(f"\n{len(held)} half heads at the page: hung up on after {median:.1f} s, the last {took[-1]:.1f} s; {late}")
+    assert median < late.allows(10)
+    assert took[-1] < late.allows(15)
 
 
 # A page with login -------------------------------------------------------------------------------------------------
@@ -538,6 +541,19 @@ def test_whose_key_is_revoked_is_logged_in_no_more(servers: Topology):
         assert http.get("/config").status_code == 401
         assert http.get(f"/gradio_api/file={path}").status_code in (401, 404)
         assert upload(http, "a.jpg", picture()).status_code == 401
+
+
+def test_another_key_of_the_same_name_does_not_keep_the_old_ones_holder_logged_in(tmp_path: Path):
+    ring = KeyRing(tmp_path / "keys.json")
+    doorman, old = Doorman(ring), ring.add("ann")
+    assert doorman("ann", old)
+    assert doorman.knows("thief", "ann")
+    ring.revoke("ann")
+    new = ring.add("ann")
+    assert not doorman.knows("thief", "ann")
+    assert doorman("ann", new)
+    assert doorman.knows("anns", "ann")
+    assert not doorman.knows("never", "bob")
 
 
 def test_a_large_body_is_not_waited_for_before_its_sender_has_logged_in(servers: Topology):

@@ -305,6 +305,20 @@ async def test_several_answers_to_one_question_count_as_many_in_a_rate(clock: Cl
         assert [await ask(8), await ask(6)] == [400, 429]
 
 
+async def test_who_waits_as_told_gets_several_answers(clock: Clock):
+    async with guarded(Quotas(address=Quota("5/minute"))) as (http, _):
+
+        async def ask(n: int) -> httpx.Response:
+            return await http.post("/v1/chat/completions", json={**BODY, "n": n})
+
+        assert (await ask(1)).status_code == 200
+        clock.wait(30)
+        refused = await ask(5)
+        assert refused.status_code == 429
+        clock.wait(int(refused.headers["retry-after"]))
+        assert (await ask(5)).status_code == 200
+
+
 async def test_a_keys_own_quota_goes_before_what_all_keys_have_and_changes_without_a_restart(
     tmp_path: Path, clock: Clock
 ):

@@ -199,7 +199,7 @@ async def test_how_long_an_answer_takes_tells_nothing_of_another_persons_chat(tm
         if shared:
             assert cached > 100
             # A machine that is busy with other things hides what a quiet one shows.
-            assert together < 0.01 or not late.quiet
+            assert together < 0.01 or late.p95_ms > 3
         else:
             assert cached == 0
             assert statistics.median(each) > 0.01

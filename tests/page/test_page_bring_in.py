@@ -100,6 +100,13 @@ def test_json_brings_back_figures_pictures_and_the_system_prompt() -> None:
     assert session.ask(found.chat, "more", (), "m").turns[-1].id not in ids
 
 
+def test_parameters_that_are_no_numbers_are_left_out() -> None:
+    chat = answered(session.ask(Chat(), "hi", (), "m"), parameters={"seed": 11, "temperature": 0.2})
+    text = to_json(chat, URLS, "", NOON).replace('"temperature": 0.2', '"temperature": NaN, "top_p": Infinity')
+    assert "NaN" in text
+    assert read_chat("chat.json", text, take_in).chat.turns[0].answer.parameters == {"seed": 11}
+
+
 @pytest.mark.parametrize(
     "said",
     [

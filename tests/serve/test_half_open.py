@@ -28,8 +28,8 @@ class AskedTogether(Listed):
     everybody: asyncio.Event = field(default_factory=asyncio.Event)
     here: int = 0
 
-    async def pick(self, model: str, exclude: Sequence[str]) -> str:
-        chosen = await super().pick(model, exclude)
+    async def pick(self, model: str, exclude: Sequence[str], request_id: str) -> str:
+        chosen = await super().pick(model, exclude, request_id)
         self.here += 1
         if self.here >= self.together:
             self.everybody.set()

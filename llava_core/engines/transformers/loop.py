@@ -158,18 +158,16 @@ class ModelLoop:
         budget = self._budget
         if decoding and self._pace is not None:
             budget = min(budget, decoding + self._pace.room())
-        encoded = self._encode(budget, hurry=decoding > 0)
+        encoded = self._encode(max(budget - decoding, 1), hurry=decoding > 0)
         room = budget - encoded if decoding else budget
         planned = self._turns.plan(self._running, room, short=self._budget // 4)
         works = [Work(share.sequence, share.count) for share in planned]
-        if not works:
-            return
         prefilled = encoded + sum(work.count for work in works if not work.sequence.decoding)
         waited_for = any(work.ends for work in works)
-        self._execute(self._guessing(works))
-        # A step that draws nothing may be left to the device before it is done.
-        if self._pace is not None and waited_for:
-            self._pace.took(prefilled, time.perf_counter() - began)
+        if works:
+            self._execute(self._guessing(works))
+        if self._pace is not None:
+            self._pace.took(prefilled, began, time.perf_counter(), waited_for=waited_for)
 
     def _encode(self, budget: int, *, hurry: bool) -> int:
         """Go on with the pictures that are needed next; returns how much it was, as tokens. With `hurry` (answers are

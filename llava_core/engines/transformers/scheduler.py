@@ -55,11 +55,14 @@ class Turns(Generic[R]):
         shares = [Share(sequence, sequence.remaining) for sequence in running if sequence.decoding]
         room = max(budget - sum(share.count for share in shares), 1)
         prefilling = [sequence for sequence in running if not sequence.decoding]
+        # Where steps are brief, short prompts one after another would leave nothing to anybody's long one.
+        quick = (room + 1) // 2 if any(sequence.remaining > short for sequence in prefilling) else room
         for sequence in self.order(prefilling, short=short):
-            count = min(sequence.ready(), room)
+            count = min(sequence.ready(), quick if sequence.remaining <= short else room, room)
             if count > 0:
                 shares.append(Share(sequence, count))
                 room -= count
+                quick -= count if sequence.remaining <= short else 0
                 if count == sequence.remaining:
                     self._line.pop(sequence.owner)
                     self._line[sequence.owner] = None
