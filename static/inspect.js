@@ -369,7 +369,7 @@ class Inspect {
     if (this.drawnAnswer !== answer) {
       this.drawnAnswer = answer;
       this.tokens = answer.tokens.map((token, place) => this.tokenButton(token, place));
-      this.line = el("div.ls-inspect-answer", { role: "group", "aria-label": "The answer’s tokens", "aria-busy": String(waiting) }, this.words().map(({ first, count }) => el("span", {}, this.tokens.slice(first, first + count))));
+      this.line = el("div.ls-inspect-answer", { role: "group", "aria-label": "The answer’s tokens", "aria-busy": String(waiting) }, this.words().map(({ first, count }) => el("span", {}, this.tokens.slice(first, first + count).flatMap((button, nth) => [isSpaced(answer.tokens[first + nth]) && " ", button]))));
       this.alternatives = el("div.ls-inspect-alternatives", { "aria-live": "polite" });
       this.answerPart.replaceChildren(el("h2", {}, "Answer"), this.line,
         el("p.ls-inspect-legend", {}, el("span", {}, "unsure"), el("i"), el("span", {}, "sure"), el("small", {}, this.seen ? "Choose a word to see where it looked." : "Choose a word to see what else it might have been.")),
@@ -386,7 +386,7 @@ class Inspect {
       type: "button", data: { place }, style: `--unsure: ${(100 * (1 - sure)).toFixed(0)}%`, "aria-label": `${visible(token.text)}, ${percent(sure)}`,
       onclick: () => this.choose(this.words().find(({ first, count }) => place >= first && place < first + count)).then?.(() => {}),
       onpointerenter: () => this.drawAlternatives(place), onfocus: () => this.drawAlternatives(place),
-    }, shownText(token.text));
+    }, shownText(isSpaced(token) ? token.text.slice(1) : token.text));
   }
 
   drawAlternatives(place) {
@@ -477,6 +477,11 @@ function counted(number, what) {
 // White space that would not be seen, by signs.
 function visible(text) {
   return text === "" ? "(part of a character)" : text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
+}
+
+// The space before a word stands outside its button, so that it does not indent the next line.
+function isSpaced(token) {
+  return /^ \S/.test(token.text);
 }
 
 function shownText(text) {
