@@ -51,7 +51,10 @@ def add(
 def list_keys(keys: File = None) -> None:
     """Show all keys, by name and how they begin."""
     with _Told():
-        for key in KeyRing(keys or keys_file()).listed():
+        listed = KeyRing(keys or keys_file()).listed()
+        if not listed:
+            print("There are no keys yet; python -m serve.keys add NAME makes one.", file=sys.stderr)
+        for key in listed:
             print(f"{key.name}\t{key.hint}…\tmade {_day(key.created)}\t{_state(key)}{_limits(key)}")
 
 

@@ -28,7 +28,8 @@ class ArenaView extends ColumnsView {
       this.composer.clearButton.title = "New battle";
       this.composer.clearButton.setAttribute("aria-label", "New battle");
     }
-    if (this.battle.voted && this.composer) this.composer.clearButton.hidden = true; // the ballot has it then
+    // After the vote the ballot begins a new battle, and what was voted on stays as it is.
+    if (this.battle.voted && this.composer) this.composer.clearButton.hidden = this.composer.undoButton.hidden = true;
     this.ballot?.update();
   }
 

@@ -22,14 +22,16 @@ class OpenBallot {
   get field() {
     return this.view.panes.map((pane) => {
       const answer = pane.data.turns.at(-1)?.answer;
-      return { room: pane.secret, model: answer?.model, answer: answer?.id, complete: !pane.running && answer?.state === "done" && Boolean(answer.text.trim()) };
+      const asked = JSON.stringify(pane.data.turns.map(({ text }) => text));
+      return { room: pane.secret, asked, model: answer?.model, answer: answer?.id, complete: !pane.running && answer?.state === "done" && Boolean(answer.text.trim()) };
     });
   }
 
   update() {
     const { field } = this;
     const { turns, running } = this.view;
-    const ready = !running && field.filter(({ complete }) => complete).length > 1;
+    const alike = new Set(field.map(({ asked }) => asked)).size < 2;
+    const ready = !running && alike && field.filter(({ complete }) => complete).length > 1;
     const about = ready ? JSON.stringify(field) : "";
     if (about && about !== this.about) this.ask(about);
     this.root.hidden = !turns.length;
@@ -37,7 +39,7 @@ class OpenBallot {
     if (this.drawn === key || !turns.length) return;
     this.drawn = key;
     const writing = this.root.contains(document.activeElement) && document.activeElement.matches("input") ? document.activeElement.value : null;
-    this.root.replaceChildren(this.votes(field, ready), ready && this.kept.verdict ? this.after() : el("p.ls-vote-hint", {}, ready ? "" : "You can vote once the answers are complete."));
+    this.root.replaceChildren(this.votes(field, ready), ready && this.kept.verdict ? this.after() : el("p.ls-vote-hint", {}, ready ? "" : alike || running ? "You can vote once the answers are complete." : "The models were not asked the same; to vote, show the same wording in all columns."));
     this.root.lastElementChild.hidden = ready && !this.kept.verdict;
     if (writing !== null) this.root.querySelector("input")?.focus();
   }

@@ -269,6 +269,7 @@ class ComparePane extends Pane {
     this.swap.dataset.key = model;
     this.swap.replaceChildren(el("p", {}, el("strong", {}, model), " goes on from here and gets the conversation so far."),
       el("button.ls-action", { type: "button", onclick: () => this.retry() }, icon("retry"), el("span", {}, "Answer the last question too")));
+    this.swap.scrollIntoView({ block: "nearest" });
   }
 
   // settings -----------------------------------------------------------------------------------------------------------

@@ -290,7 +290,7 @@ class Composer {
       el("p", {}, this.props.kept),
       this.props.more && el("p", {}, this.props.more),
       el("p", {}, this.props.promise),
-      chatList && el("button.ls-action", { type: "button", onclick: (event) => chatList.askToDeleteAll(event.currentTarget) }, icon("trash"), el("span", {}, "Delete all my chats")));
+      chatList && el("button.ls-action", { type: "button", onclick: () => chatList.askToDeleteAll(this.keptButton) }, icon("trash"), el("span", {}, "Delete all my chats")));
   }
 }
 

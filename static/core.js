@@ -94,6 +94,8 @@ function toast(message, kind = "info") {
 
 // What the server said of a picture that it did not take, out of the words that Gradio puts around it.
 function uploadTrouble(error, name) {
+  // Gradio shows the same with its own words around it; one sentence is enough.
+  for (const wait of [0, 300]) setTimeout(() => document.querySelectorAll(".toast-body.error .toast-close").forEach((button) => button.click()), wait);
   try {
     const { message } = JSON.parse(error.message.slice(error.message.indexOf("{"))).error;
     return `${message[0].toUpperCase()}${message.slice(1)}.`;

@@ -137,7 +137,7 @@ class ChatList {
     return el("li.ls-chat-item", { data: { id: chat.id } },
       el("button.ls-chat-open", { type: "button", title: chat.title, "aria-current": here ? "true" : null, onclick: () => this.enter(chat) },
         el("span.ls-chat-title", {}, chat.title),
-        el("small", {}, chat.running && el("i.ls-chat-running", { title: "Answering" }), (chat.shared || chat.columns.some(({ shared }) => shared)) && icon("link"), chat.pictures > 0 && icon("picture"), chat.found || about)),
+        el("small", {}, chat.running && el("i.ls-chat-running", { title: "Answering" }), (chat.shared || chat.columns.some(({ shared }) => shared)) && icon("link"), chat.pictures > 0 && icon("picture"), el("span", {}, chat.found || about))),
       more);
   }
 
