@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from itertools import pairwise
 
@@ -127,9 +128,9 @@ def test_money_is_no_formula(text: str) -> None:
 def test_code_made_to_be_slow_is_shown_plain_before_long(language: str, code: str) -> None:
     began = time.thread_time()
     shown = html(f"```{language}\nint x;\n{code}y\n```")
-    # Highlighted to the end it would take seconds.
+    # Highlighted to the end some would take seconds; those that are done in time are coloured.
     assert time.thread_time() - began < 1
-    assert "int x;" in shown
+    assert "int x;" in re.sub(r"<[^>]*>", "", shown)
 
 
 def test_line_breaks_of_a_model_are_kept() -> None:
