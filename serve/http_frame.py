@@ -46,7 +46,7 @@ def frame(
 ) -> None:
     """Put the frame around an app, with `gate` and `quotas` before everything in it. `direct` are routes of its own, by
     path, that are asked for with every answer: a POST to one of them is spared the way through the others."""
-    shortcuts = {path: _Direct(endpoint) for path, endpoint in (direct or {}).items()}
+    shortcuts = {path: Direct(endpoint) for path, endpoint in (direct or {}).items()}
     app.state.bodies = Bodies()
     app.add_middleware(
         HttpFrame,
@@ -207,7 +207,7 @@ class HttpFrame:
 
 
 @dataclass(frozen=True)
-class _Direct:
+class Direct:
     """An endpoint as an app; what it raises is answered as on any other route."""
 
     endpoint: Endpoint

@@ -18,7 +18,7 @@ from llava_core.config import ImageLimits, ServerLimits, StoreLimits
 from llava_core.errors import Forbidden, Unauthorized
 from serve.error_handlers import http_error_response
 from serve.gate import Gate, check_name, check_origin
-from serve.http_frame import HttpFrame
+from serve.http_frame import Direct, HttpFrame
 from serve.page.headers import SafeHeaders
 from serve.page.uploads import Uploads
 
@@ -85,7 +85,7 @@ class PageFrame(HttpFrame):
             if scope["type"] == "http":
                 method, path = scope["method"], scope["path"]
                 if method == "POST" and _UPLOAD.fullmatch(path):
-                    answering = uploads
+                    answering = Direct(uploads.take)
                 elif path == "/":
                     send = uploads.introduced(scope, send)
                 elif path.startswith(FILES) and not uploads.may_read(Request(scope), path.removeprefix(FILES)):

@@ -22,11 +22,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 
 from llava_core.config import ImageLimits, UploadLimits
-from llava_core.errors import BadImage, BadRequest, LlavaError, Overloaded
-from serve.error_handlers import error_response, http_error_response
+from llava_core.errors import BadImage, BadRequest, Overloaded
 from serve.quotas import address_of
 from serve.store.strip import stripped
 
@@ -41,7 +40,7 @@ _RETRY_S = 3600.0
 
 
 class Uploads:
-    """An ASGI app for the address that Gradio takes uploads at, in Gradio's place: it answers with the files' paths.
+    """Answers at the address that Gradio takes uploads at, in Gradio's place, with the files' paths.
 
     What somebody has here is counted in bytes: by name on a page with a login, else by browser, which a cookie tells
     apart, and by address, since a cookie is easily thrown away.
@@ -71,16 +70,6 @@ class Uploads:
         self._held: OrderedDict[str, _Held] = OrderedDict()
         # Looking through a picture made to take long keeps the interpreter to itself: one at a time.
         self._stripping = asyncio.Lock()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        http = HttpRequest(scope, receive)
-        try:
-            response = await self._take(http)
-        except LlavaError as error:
-            response = error_response(error)
-        except HTTPException as error:
-            response = http_error_response(http.method, http.url.path, error)
-        await response(scope, receive, send)
 
     def may_read(self, http: HttpRequest, path: str) -> bool:
         """Whether the file was uploaded by who asks for it. Pictures out of the store lie in folders that nobody
@@ -131,7 +120,8 @@ class Uploads:
                 except OSError:  # there is something in it
                     continue
 
-    async def _take(self, http: HttpRequest) -> Response:
+    async def take(self, http: HttpRequest) -> Response:
+        """The answer to an upload. Raises LlavaError or HTTPException for what is not taken."""
         self._check_space()
         if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
             raise BadRequest("send pictures as a form, with the header Content-Type: multipart/form-data")

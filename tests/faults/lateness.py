@@ -41,10 +41,6 @@ class Lateness:
         """`limit`, or as much more as this machine was later than a quiet one."""
         return limit * max(1.0, self.p95_ms / QUIET_MS)
 
-    @property
-    def quiet(self) -> bool:
-        return self.p95_ms < QUIET_MS
-
     def __enter__(self) -> Self:
         command = [sys.executable, "-I", "-S", "-c", _WATCH]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
